@@ -1,0 +1,24 @@
+// Element types. Numbers are GGUF's (ggml.h), the same as streamgen.quantization.base.TensorType.
+#pragma once
+#include <cstdint>
+
+namespace sg {
+
+enum class DType : int32_t {
+  F32 = 0,
+  F16 = 1,
+  Q4_0 = 2,
+  Q4_1 = 3,
+  Q5_0 = 6,
+  Q5_1 = 7,
+  Q8_0 = 8,
+  Q4_K = 12,
+  Q5_K = 13,
+  Q6_K = 14,
+  BF16 = 30,
+};
+
+// Bytes of an operand element: F32 or BF16.
+inline constexpr int64_t operand_bytes(DType t) { return t == DType::F32 ? 4 : 2; }
+
+}  // namespace sg

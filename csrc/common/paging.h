@@ -1,0 +1,32 @@
+// Where a token's keys and values are: page arithmetic, written once.
+//
+// The cache of one layer is two arrays (K and V) of num_pages * num_kv_heads tiles; a tile holds page_size tokens of one
+// head. Within a tile (P = page_size, D = head_dim):
+//
+//   float32   K [D][P]             V [P][D]
+//   bfloat16  K [D/2][P][2]        V [P/2][D][2]      for P == 1:  K [D]  V [D]
+//
+// so that 16 tokens are 16 lanes of a dot product over D, and 16 dimensions are 16 lanes of the product with V.
+#pragma once
+#include <cstdint>
+
+namespace sg {
+
+// Elements of one tile. Offsets may pass 2^31, hence int64_t.
+inline constexpr int64_t tile_size(int page_size, int head_dim) { return int64_t(page_size) * head_dim; }
+
+inline constexpr int64_t tile_offset(int64_t page, int head, int num_kv_heads, int page_size, int head_dim) {
+  return (page * num_kv_heads + head) * tile_size(page_size, head_dim);
+}
+
+// Element index within a tile of (token slot s, dimension d).
+inline constexpr int64_t k_index_f32(int s, int d, int page_size) { return int64_t(d) * page_size + s; }
+inline constexpr int64_t v_index_f32(int s, int d, int head_dim) { return int64_t(s) * head_dim + d; }
+inline constexpr int64_t k_index_bf16(int s, int d, int page_size) {
+  return (int64_t(d / 2) * page_size + s) * 2 + d % 2;
+}
+inline constexpr int64_t v_index_bf16(int s, int d, int page_size, int head_dim) {
+  return page_size == 1 ? d : (int64_t(s / 2) * head_dim + d) * 2 + s % 2;
+}
+
+}  // namespace sg

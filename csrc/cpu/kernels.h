@@ -1,0 +1,150 @@
+// The kernels of one instruction set, as a table of functions; chosen once, at run time (isa.cpp).
+//
+// A kernel gets a params struct and a half-open range of work items, which the pool shares among its workers. What an
+// item is, is said at the struct. The result of an item never depends on how items are grouped into ranges, and a row's
+// result never on the other rows: every reduction has one fixed order.
+#pragma once
+#include <cstdint>
+
+#include "common/dtypes.h"
+
+namespace sg {
+
+// Rows of one step, grouped by sequence. Row r belongs to sequence row_seq[r] and stands at position row_pos[r].
+struct Batch {
+  int32_t num_seqs, num_rows;
+  const int32_t* slots;      // [num_seqs]
+  const int32_t* starts;     // [num_seqs] position of the first row
+  const int32_t* counts;     // [num_seqs]
+  const int32_t* first_row;  // [num_seqs]
+  const int32_t* row_seq;    // [num_rows]
+  const int32_t* row_pos;    // [num_rows]
+  const int32_t* page_tables;
+  int64_t page_table_stride;  // page of position p of sequence s: page_tables[slots[s] * stride + p / page_size]
+};
+
+// out[r, n] (+)= sum_k x[r, k] * w[n, k] + bias[n].
+// w is packed in panels of 16 output rows, N rounded up to 16 with zeros:  bf16 [N/16][K/2][16][2] (K rounded up to 2
+// with zeros),  f32 [N/16][K][16].
+// Item: kernel-defined; linear_items(args) says how many.
+struct LinearArgs {
+  const void* x;     // [rows, k] f32 | bf16 as dtype
+  int64_t x_stride;  // elements
+  const void* w;
+  const float* bias;  // [n] or null
+  float* out;         // [rows, n]
+  int64_t out_stride;
+  int32_t rows, n, k;
+  bool accumulate;  // add to what out holds
+  DType dtype;      // of x and w
+};
+
+// out[r] = x[r, g] / sqrt(mean(x[r, g]^2) + eps) * (weight + offset), for each of `groups` equal parts g of a row.
+// Item: one row.
+struct RmsNormArgs {
+  const float* x;
+  int64_t x_stride;
+  const float* weight;  // [width / groups]
+  void* out;            // f32 | bf16
+  int64_t out_stride;
+  int32_t width, groups;
+  float eps, offset;
+  DType dtype;  // of out
+};
+
+// out[r] = scale * row ids[r] of a matrix packed as a linear's w.  Item: one row.
+struct EmbedArgs {
+  const int32_t* ids;  // [rows]
+  const void* w;
+  float* out;
+  int64_t out_stride;
+  int32_t width;
+  float scale;
+  DType dtype;  // of w
+};
+
+// Turn heads in place: (a, b) at (i, i + rotary/2) -> (a cos - b sin, b cos + a sin).
+// cos, sin: [rows, rotary_dim / 2], computed once per step.  Item: one row.
+struct RopeArgs {
+  float* x;
+  int64_t x_stride;
+  const float* cos;
+  const float* sin;
+  int32_t num_heads, head_dim, rotary_dim;
+};
+
+enum class Activation : int32_t { Silu = 0, GeluTanh = 1, Gelu = 2 };
+
+// out = activation(gate) * up.  Item: one row.
+struct GatedMulArgs {
+  const float* gate;
+  const float* up;
+  int64_t gate_stride, up_stride;
+  void* out;  // f32 | bf16
+  int64_t out_stride;
+  int32_t width;
+  Activation activation;
+  DType dtype;  // of out
+};
+
+// Attention over pages (paging.h). q, k, v are the step's rows.
+struct AttendArgs {
+  const float* q;
+  const float* k;
+  const float* v;
+  int64_t q_stride, k_stride, v_stride;
+  void* out;  // f32 | bf16 [rows, num_heads * head_dim]
+  int64_t out_stride;
+  void* k_pages;  // of this layer
+  void* v_pages;
+  int32_t num_heads, num_kv_heads, head_dim, page_size;
+  int32_t window;  // 0: none
+  float scale;
+  float softcap;  // 0: none
+  DType dtype;    // of pages and out
+  const Batch* batch;
+};
+
+// Unpack stored rows (any DType) to f32, then pack them as a linear's w.
+// Item: one panel of 16 output rows.
+struct PackArgs {
+  const void* src;        // [n] rows of src_row_bytes
+  int64_t src_row_bytes;
+  DType src_type;
+  void* dst;              // packed, f32 | bf16; panel of row 0 first
+  DType dst_type;
+  int32_t n, k;
+  int32_t first_row;      // where row 0 of src lands in dst (a multiple of 16 unless rows are packed side by side)
+  int32_t rope_heads;     // 0, or undo the interleaved rope order: see streamgen.checkpoints.base.RawTensor
+};
+
+struct Kernels {
+  const char* name;  // generic | avx2 | avx512 | avx512bf16
+  int64_t (*linear_items)(const LinearArgs&);
+  void (*linear)(const LinearArgs&, int64_t begin, int64_t end);
+  void (*rms_norm)(const RmsNormArgs&, int64_t begin, int64_t end);
+  void (*embed)(const EmbedArgs&, int64_t begin, int64_t end);
+  void (*rope)(const RopeArgs&, int64_t begin, int64_t end);
+  void (*gated_mul)(const GatedMulArgs&, int64_t begin, int64_t end);
+  // Item: one row. Writes keys and values of the step's rows into their pages.
+  void (*store_kv)(const AttendArgs&, int64_t begin, int64_t end);
+  // Item: (query tile, key-value head); attend_items(args) says how many. scratch: attend_scratch(args) bytes, one per worker.
+  int64_t (*attend_items)(const AttendArgs&);
+  int64_t (*attend_scratch)(const AttendArgs&);
+  void (*attend)(const AttendArgs&, int64_t begin, int64_t end, void* scratch);
+  void (*pack)(const PackArgs&, int64_t begin, int64_t end);
+  // Over one row of logits; fixed order.
+  float (*row_max)(const float* x, int64_t n);
+  double (*row_exp_sum)(const float* x, int64_t n, float max);  // sum of exp(x - max)
+};
+
+// Each is null where this build or this processor does not have it.
+const Kernels* kernels_generic();
+const Kernels* kernels_avx2();
+const Kernels* kernels_avx512();
+const Kernels* kernels_avx512bf16();
+
+// The best table this processor runs, not above `limit` (a name, or null for no limit). Throws on an unknown name.
+const Kernels* select_kernels(const char* limit);
+
+}  // namespace sg

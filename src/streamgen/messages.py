@@ -1,0 +1,240 @@
+"""Every message that crosses a queue: plain data, one frozen Struct each, one union per inbox.
+
+    host --Submit, Cancel--> tokenizer --Open, Refused--> detokenizer --Event batches--> host
+                                 |  Admit, Cancel             ^  |
+                                 v                     Advance|  |StopFound
+                             scheduler ------------------------+  |
+                              |    ^  ^---------------------------+
+                      StepPlan|    |StepDone, StepFailed
+                              v    |
+                             executor
+
+`docs/messages.md` tells the life of a request in these words. Token ids, page numbers and slots are plain ints; tensors
+never travel. A message is never changed after it was sent.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from streamgen.sampling import ResolvedSampling
+
+
+class Message(Struct, frozen=True, kw_only=True, tag=True):
+    """Base of all that crosses a queue."""
+
+
+# ---- host -> tokenizer ------------------------------------------------------------------------------------------
+
+
+class Submit(Message, frozen=True, kw_only=True):
+    """Host -> tokenizer: a checked request. Exactly one of `text`, `ids`, `chat` is set.
+
+    text      raw text: special tokens in it are parsed, BOS is added where the checkpoint wants it
+    ids       token ids, as they are
+    chat      messages as JSON-able dicts, for the checkpoint's chat template
+    num_sequences  how many independent continuations (sample index 0..n-1)
+    continuation   for scoring: text or ids appended to the prompt, whose log-probabilities are wanted
+    """
+
+    request_id: int
+    sampling: ResolvedSampling
+    text: str | None = None
+    ids: tuple[int, ...] | None = None
+    chat: tuple[dict[str, object], ...] | None = None
+    continuation: str | tuple[int, ...] | None = None
+    num_sequences: int = 1
+    scope: str = ""  # prefix-cache scope: requests share pages only within one scope
+    tenant: str = ""
+    priority: int = 0
+    timeout: float | None = None  # seconds from arrival
+
+
+class Cancel(Message, frozen=True, kw_only=True):
+    """Host -> tokenizer -> scheduler: end a request; unknown and ended ids are ignored.
+
+    reason   "cancelled" | "deadline"
+    """
+
+    request_id: int
+    reason: str = "cancelled"
+
+
+# ---- tokenizer -> scheduler, tokenizer -> detokenizer --------------------------------------------------------------
+
+
+class Admit(Message, frozen=True, kw_only=True):
+    """Tokenizer -> scheduler: a request is ready to run.
+
+    max_tokens   resolved: what the request asked for, cut to what the context leaves; 0 only scores
+    stop_ids     every id that ends a sequence (the checkpoint's own unless ignore_eos, and the request's)
+    score_from   prompt position from which each token's log-probability is wanted; None: none
+    """
+
+    request_id: int
+    prompt_ids: tuple[int, ...]
+    sampling: ResolvedSampling
+    max_tokens: int
+    stop_ids: tuple[int, ...] = ()
+    score_from: int | None = None
+    num_sequences: int = 1
+    scope: str = ""
+    tenant: str = ""
+    priority: int = 0
+
+
+class Open(Message, frozen=True, kw_only=True):
+    """Tokenizer -> detokenizer: a request was admitted; its `Advance` entries will follow."""
+
+    request_id: int
+    prompt_ids: tuple[int, ...]
+    sampling: ResolvedSampling
+    stop_ids: tuple[int, ...] = ()
+    score_from: int | None = None
+    num_sequences: int = 1
+    tokenized_seconds: float = 0.0
+
+
+class Refused(Message, frozen=True, kw_only=True):
+    """Tokenizer or scheduler -> detokenizer: a request ends before it ran.
+
+    code      an error's `code`, or "cancelled" | "deadline"
+    details   the error's extra attributes (prompt_tokens, max_context, param ...)
+    """
+
+    request_id: int
+    code: str
+    message: str = ""
+    details: dict[str, str | int | float | None] = {}
+
+
+# ---- scheduler <-> executor ----------------------------------------------------------------------------------------
+
+
+class Begin(Message, frozen=True, kw_only=True):
+    """Part of a plan: a sequence takes a slot. Everything the executor needs to know of it until it leaves.
+
+    slot          row of the executor's per-sequence state (tokens, page table); free before this plan
+    ids           every known token: the prompt, and after a preemption the output so far
+    num_prompt    how many of `ids` are the prompt (penalties tell prompt from output)
+    pages         page table so far (shared prefix pages, in order)
+    min_length    sequence length (prompt and output) below which `stop_ids` may not be sampled
+    sample_index  which continuation of its request this is; with sampling.seed and the position it fixes the draw
+    score_from    as in Admit
+    """
+
+    slot: int
+    ids: tuple[int, ...]
+    num_prompt: int
+    sampling: ResolvedSampling
+    pages: tuple[int, ...] = ()
+    stop_ids: tuple[int, ...] = ()
+    min_length: int = 0
+    sample_index: int = 0
+    score_from: int | None = None
+
+
+class StepPlan(Message, frozen=True, kw_only=True):
+    """Scheduler -> executor: one forward of the batch. The tuples below are parallel, one entry per sequence.
+
+    begins    sequences that take a slot before this step, in order
+    copies    (source page, target page): whole pages copied before the forward (copy on write)
+    slots     the sequence's slot
+    starts    absolute position of the first row; positions below it are already in its pages
+    counts    rows (tokens) of this sequence in this step, >= 1
+    samples   how many of its last rows sample a token: 0 inside a prompt, 1 normally, k + 1 to verify k drafts
+    pages     pages appended to its page table before the forward
+    drafts    token ids to write at positions starts+1 ... before the forward (the tokens to verify, or a correction
+              after a rollback); empty for nearly every sequence
+
+    The executor holds the ids of each slot: a row's id is `tokens[slot, position]`. A row that samples writes its token
+    at `tokens[slot, position + 1]` when it is the sequence's only sampling row, so that the next plan need not know it.
+    """
+
+    step: int
+    begins: tuple[Begin, ...] = ()
+    copies: tuple[tuple[int, int], ...] = ()
+    slots: tuple[int, ...]
+    starts: tuple[int, ...]
+    counts: tuple[int, ...]
+    samples: tuple[int, ...]
+    pages: tuple[tuple[int, ...], ...]
+    drafts: tuple[tuple[int, ...], ...] = ()  # () = no sequence has any
+
+
+class TokenLogprobs(Struct, frozen=True, array_like=True):
+    """Natural-log probability of one token under the model's own distribution, its rank, and the likeliest k."""
+
+    logprob: float
+    rank: int  # 1 = likeliest
+    top_ids: tuple[int, ...] = ()
+    top_logprobs: tuple[float, ...] = ()
+
+
+class StepDone(Message, frozen=True, kw_only=True):
+    """Executor -> scheduler: the results of a plan, parallel to its sequences.
+
+    tokens     the sampled ids of each sequence (as many as `samples` said)
+    logprobs   per sequence one entry per sampled id, where it asked for logprobs; () = nobody did
+    scores     per sequence the prompt's TokenLogprobs from this step's rows, in order; () = nobody asked.
+               The row at position p scores the token at p + 1
+    seconds    wall time of the forward
+    """
+
+    step: int
+    tokens: tuple[tuple[int, ...], ...]
+    logprobs: tuple[tuple[TokenLogprobs, ...], ...] = ()
+    scores: tuple[tuple[TokenLogprobs, ...], ...] = ()
+    seconds: float = 0.0
+
+
+class StepFailed(Message, frozen=True, kw_only=True):
+    """Executor -> scheduler: the device could not run a plan; the engine fails with this text."""
+
+    step: int
+    message: str
+
+
+# ---- scheduler <-> detokenizer ------------------------------------------------------------------------------------
+
+
+class Progress(Struct, frozen=True, kw_only=True):
+    """What one sequence gained in a step.
+
+    finish   None while it goes on; else "stop" | "length" | "cancelled" | "deadline" | "error"
+    ids      new output tokens, a stop id included
+    """
+
+    request_id: int
+    index: int = 0
+    ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    scores: tuple[TokenLogprobs, ...] = ()
+    cached_tokens: int | None = None  # set in the sequence's first progress
+    finish: str | None = None
+    message: str = ""  # with finish "error"
+
+
+class Advance(Message, frozen=True, kw_only=True):
+    """Scheduler -> detokenizer: everything that one step, or a cancel, brought."""
+
+    entries: tuple[Progress, ...]
+
+
+class StopFound(Message, frozen=True, kw_only=True):
+    """Detokenizer -> scheduler: a stop string is complete in this sequence; its pages may go. No Progress follows."""
+
+    request_id: int
+    index: int = 0
+
+
+class Failed(Message, frozen=True, kw_only=True):
+    """Executor or supervisor -> detokenizer: the engine failed; every open request ends with EngineFailed."""
+
+    message: str
+
+
+TokenizerInbox = Submit | Cancel
+SchedulerInbox = Admit | Cancel | StepDone | StepFailed | StopFound
+ExecutorInbox = StepPlan
+DetokenizerInbox = Open | Refused | Advance | Failed
