@@ -12,7 +12,7 @@ from msgspec import Struct
 class RopeConfig(Struct, frozen=True, kw_only=True):
     """Rotary position embedding.
 
-    kind        default | linear | dynamic | llama3 | yarn
+    kind        default | linear | dynamic | llama3 | yarn | freq_factors (GGUF: the tensor rope_freqs.weight)
     theta       base of the geometric series of wavelengths
     rotary_dim  how many of a head's dimensions turn (head_dim normally)
     factor      by how much the context was stretched

@@ -1,0 +1,101 @@
+# The commands people type. Each makes what it needs in .venv, from a bare checkout with Python 3.11 and a C++ compiler.
+#
+#   make demo      install, pull the demo model, answer a question
+#   make test      install, pull the demo model, run the tests
+#   make lint      ruff and clang-format, as checks        make format   the same, applied
+#   make types     mypy, strict
+#   make bench     the figures of README.md, into docs/benchmarks/
+#   make test-slow the slow tests, at most SLOW_SECONDS    make clean    remove .venv and build
+#
+# TORCH    which torch to install; its CPU build is taken where one is offered (a CUDA build is gigabytes)
+# PYTHON   the interpreter of .venv                        PYTEST_ARGS  more arguments for pytest
+
+TORCH ?= torch==2.13.0
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+SLOW_SECONDS ?= 900
+PYTEST_ARGS ?=
+QUESTION ?= Name three rivers of Europe, and say in a sentence where one of them ends.
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+STAMPS := $(VENV)/stamps
+CPP := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
+
+.PHONY: demo test test-slow lint types format bench clean tools
+.DELETE_ON_ERROR:
+
+demo: $(STAMPS)/package $(STAMPS)/model
+	@echo "> $(QUESTION)"
+	@$(BIN)/streamgen run --prompt "$(QUESTION)" --max-tokens 96
+
+test: $(STAMPS)/package $(STAMPS)/test $(STAMPS)/model
+	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+# pytest ends with 5 where no test is marked slow, which is no failure.
+test-slow: $(STAMPS)/package $(STAMPS)/test $(STAMPS)/model
+	@$(BIN)/python -m pytest -m slow --session-timeout=$(SLOW_SECONDS) $(PYTEST_ARGS) || test $$? -eq 5
+
+lint: $(STAMPS)/dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(if $(CPP),$(BIN)/clang-format --dry-run --Werror $(CPP))
+
+format: $(STAMPS)/dev
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+	@$(if $(CPP),$(BIN)/clang-format -i $(CPP))
+
+types: $(STAMPS)/package $(STAMPS)/test $(STAMPS)/dev
+	@$(BIN)/mypy
+
+bench: $(STAMPS)/package $(STAMPS)/model
+	@$(BIN)/python benchmarks/offline.py
+
+clean:
+	rm -rf $(VENV) build
+
+# ---- how .venv comes about -------------------------------------------------------------------------------------------
+
+tools:
+	@test -n "$(PYTHON)" || { echo "streamgen needs Python 3.11 or newer: install it, or name it with PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "streamgen needs Python 3.11 or newer; $(PYTHON) is older or missing."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "$(PYTHON) has no venv module: install it (Debian, Ubuntu: apt install python3-venv)."; exit 1; }
+	@command -v "$${CXX:-c++}" >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || \
+	  { echo "streamgen needs a C++ compiler: install g++ or clang++."; exit 1; }
+
+$(STAMPS)/venv:
+	@$(MAKE) --no-print-directory tools
+	@echo "[1/4] creating $(VENV) ($$($(PYTHON) --version))"
+	@$(PYTHON) -m venv $(VENV)
+	@mkdir -p $(STAMPS) && touch $@
+
+# The CPU build from the indexes that pip knows, else from PyTorch's own, else whatever the index has (as on macOS).
+$(STAMPS)/torch: | $(STAMPS)/venv
+	@echo "[2/4] installing $(TORCH), about 200 MB"
+	@$(PIP) install "$(TORCH)+cpu" 2>/dev/null || \
+	  $(PIP) install --retries 1 --timeout 20 --index-url $(TORCH_CPU_INDEX) "$(TORCH)+cpu" 2>/dev/null || \
+	  $(PIP) install "$(TORCH)"
+	@touch $@
+
+$(STAMPS)/package: pyproject.toml CMakeLists.txt $(CPP) | $(STAMPS)/torch
+	@echo "[3/4] building and installing streamgen"
+	@$(PIP) install --editable .
+	@touch $@
+
+$(STAMPS)/model: | $(STAMPS)/package
+	@echo "[4/4] the demo model"
+	@$(BIN)/streamgen pull demo
+	@touch $@
+
+# An extra's requirements alone: the package itself need not be built again for them.
+$(STAMPS)/test $(STAMPS)/dev: $(STAMPS)/%: pyproject.toml | $(STAMPS)/venv
+	@echo "installing what '$*' needs"
+	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["$*"], sep="\n")' > $@.txt
+	@$(PIP) install --requirement $@.txt
+	@touch $@

@@ -1,0 +1,12 @@
+// Kernels for AVX-512 with BF16 dot products.
+#include "cpu/simd_avx512.h"
+#include "cpu/kernels.inl"
+
+namespace sg {
+
+const Kernels* kernels_avx512bf16() {
+  static constexpr Kernels table = kernel_table("avx512bf16");
+  return __builtin_cpu_supports("avx512bf16") && kernels_avx512() != nullptr ? &table : nullptr;
+}
+
+}  // namespace sg

@@ -1,0 +1,148 @@
+// A model's program on the CPU: ops over buffers, run as one call per step.
+//
+// Built once, op by op, from streamgen.models.program.Program by backends/cpu.py. A step is cut into stages; the workers
+// of the pool share the items of a stage and meet at its end. Consecutive ops whose rows do not touch each other (norms,
+// rope, storing keys and values, products) form one stage.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <variant>
+#include <vector>
+
+#include "common/paging.h"
+#include "common/program.h"
+#include "cpu/kernels.h"
+#include "cpu/memory.h"
+#include "cpu/pool.h"
+#include "cpu/sampling.h"
+
+namespace sg {
+
+// Columns [offset, offset + width) of a buffer.
+struct View {
+  int32_t buffer, offset, width;
+};
+
+struct EmbedOp {
+  View out;
+  const void* w;
+  float scale;
+};
+struct RmsNormOp {
+  View x, out;
+  const float* weight;
+  float eps, offset;
+  int32_t groups;
+};
+struct LinearOp {
+  View x, out;
+  const void* w;
+  const float* bias;
+  bool accumulate;
+};
+struct RopeOp {
+  View x;
+  int32_t num_heads, head_dim, table;
+};
+struct StoreOp {  // first half of an Attend: keys and values into pages
+  int32_t attend;
+};
+struct AttendOp {
+  View q, k, v, out;
+  int32_t layer, num_heads, num_kv_heads, head_dim, window;
+  float scale, softcap;
+};
+struct GatedMulOp {
+  View gate, up, out;
+  Activation activation;
+};
+using Op = std::variant<EmbedOp, RmsNormOp, LinearOp, RopeOp, StoreOp, AttendOp, GatedMulOp>;
+
+struct ProgramSizes {
+  DType dtype;  // F32 | BF16: weights, operands, pages
+  int32_t max_rows, head_rows;
+  int32_t num_layers, num_kv_heads, head_dim, page_size, num_pages;
+  int32_t vocab;
+};
+
+// One step; arrays as in StepInputs and StepOutputs of backends/base.py.
+struct StepArrays {
+  int32_t* tokens;
+  int64_t tokens_stride;
+  const int32_t* page_tables;
+  int64_t page_table_stride;
+  int32_t num_slots;
+  const int32_t *slots, *starts, *counts;
+  int32_t num_seqs;
+  SampleInputs sampling;
+  int32_t num_samples;
+  SampleOutputs outputs;
+};
+
+class Program {
+ public:
+  Program(Pool& pool, const Kernels& kernels, const ProgramSizes& sizes);
+
+  int add_buffer(int32_t width, bool operand, bool head_only);
+  int add_rope(std::vector<float> inv_freq, float scale);
+  void add(const Op& op);
+  // What was added so far runs on every row; what follows runs on the rows that sample.
+  void split(View selected, View gathered);
+  // No more ops; allocates activations and pages.
+  void finish(View logits);
+
+  void step(const StepArrays& step);
+  void copy_pages(const int32_t* pairs, int64_t count);
+  int64_t workspace_bytes() const { return workspace_bytes_; }
+
+ private:
+  struct Buffer {
+    int32_t width;
+    bool operand, head_only;
+    int64_t stride;  // elements
+    std::unique_ptr<Memory> memory;
+  };
+  struct Rope {
+    std::vector<float> inv_freq;
+    float scale;
+    std::vector<float> cos, sin;  // [max_rows, rotary_dim / 2] of the step
+  };
+  struct Stage {
+    int first, last;  // ops [first, last)
+    bool row_local;
+  };
+
+  std::vector<Stage> make_stages(int first, int last) const;
+  void check(const StepArrays& step) const;
+  void prepare(const StepArrays& step);
+  void fill_ropes(int64_t begin, int64_t end);
+  void run_stage(const Stage& stage, int worker, int32_t rows);
+  void run_rows(const Op& op, int64_t begin, int64_t end);
+  void run_head(const StepArrays& step, int worker);
+  void gather(const StepArrays& step, int64_t first, int64_t begin, int64_t end);
+  LinearArgs linear_args(const LinearOp& op, int32_t rows) const;
+  AttendArgs attend_args(const AttendOp& op) const;
+  float* stream(View v) const;
+  void* operand(View v) const;
+  int64_t stride(View v) const { return buffers_[static_cast<size_t>(v.buffer)].stride; }
+  int64_t row_grain(int64_t rows) const;
+
+  Pool& pool_;
+  const Kernels& kernels_;
+  ProgramSizes sizes_;
+  std::vector<Buffer> buffers_;
+  std::vector<Rope> ropes_;
+  std::vector<Op> ops_;
+  int split_ = -1;
+  View selected_{}, gathered_{}, logits_{};
+  std::vector<Stage> body_, head_;
+  std::unique_ptr<Memory> pages_;
+  int64_t pages_per_layer_bytes_ = 0;  // of K, and of V
+  std::vector<std::unique_ptr<Memory>> scratch_;  // one per worker
+  int64_t workspace_bytes_ = 0;
+  // The step under way.
+  Batch batch_{};
+  std::vector<int32_t> first_row_, row_seq_, row_pos_, ids_;
+};
+
+}  // namespace sg

@@ -1,0 +1,456 @@
+// The sampler: from one row of logits to one token.
+//
+// The order is: log-probabilities of the raw logits; bias, bans, mask, penalties; temperature; then the truncations
+// top-k, top-p, min-p and typical-p, each on what the former left, with the definitions of transformers' logits
+// warpers; then one draw. The vocabulary is never sorted: maxima of blocks of 64 logits, computed once, let every
+// search skip the blocks that cannot matter, and a cut at a cumulative probability is a quickselect on mass.
+//
+// What is decided here: equal logits rank by lower id, but top-k keeps all that equal the k-th. A NaN logit counts as
+// -inf, +inf as the largest float. If every token is at -inf the lowest allowed id is taken, and 0 if none is allowed.
+// A draw walks the kept tokens by ascending id and adds their weights in double until they exceed u times their sum,
+// where u is philox_uniform(seed, {position + 1, sample_index, 0, 0}).
+#include "cpu/sampling.h"
+
+#include <algorithm>
+#include <cfloat>
+#include <cmath>
+#include <cstring>
+
+#include "cpu/philox.h"
+
+namespace sg {
+namespace {
+
+constexpr int32_t kBlock = 64;  // logits per entry of the maxima
+constexpr float kInf = HUGE_VALF;
+
+struct Candidate {
+  float key;     // logit after temperature, less the row's maximum; for typical-p: minus the distance from the entropy
+  float weight;  // exp of that logit
+  int32_t id;
+};
+
+bool before(const Candidate& a, const Candidate& b) { return a.key > b.key || (a.key == b.key && a.id < b.id); }
+
+int64_t blocks_of(int32_t vocab) { return (int64_t(vocab) + kBlock - 1) / kBlock; }
+
+int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+struct Scratch {
+  Scratch(void* memory, int32_t vocab) : begin_(reinterpret_cast<uintptr_t>(memory)), next_(begin_) {
+    raw = take<float>(vocab);
+    counts = take<int32_t>(vocab);
+    maxima = take<float>(blocks_of(vocab));
+    sums = take<double>(blocks_of(vocab));
+    kept = take<Candidate>(vocab);
+    work = take<Candidate>(vocab);
+  }
+  int64_t bytes() const { return int64_t(next_ - begin_); }
+
+  float* raw;       // [vocab] logits as they came, where log-probabilities are wanted
+  int32_t* counts;  // [vocab] valid only for ids of the row's history
+  float* maxima;    // [blocks]
+  double* sums;     // [blocks] also space to select among the maxima
+  Candidate* kept;  // [vocab] by ascending id
+  Candidate* work;  // [vocab]
+
+ private:
+  template <class T>
+  T* take(int64_t count) {
+    const uintptr_t at = next_;
+    next_ += uintptr_t(aligned(count * int64_t(sizeof(T))));
+    return reinterpret_cast<T*>(at);
+  }
+  const uintptr_t begin_;
+  uintptr_t next_;
+};
+
+// NaN -> -inf, +inf -> the largest float.
+float ordered(float x) { return x <= FLT_MAX ? x : (x > FLT_MAX ? FLT_MAX : -kInf); }
+
+// All logits become numbers that compare and subtract; -inf stays.
+void clean(float* x, int32_t n) {
+  uint32_t found = 0;  // integers, so that the loop is vectorized; nearly always it finds nothing
+  for (int32_t i = 0; i < n; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, x + i, sizeof(bits));
+    found |= (bits & 0x7fffffffu) >= 0x7f800000u;
+  }
+  if (!found) return;
+  for (int32_t i = 0; i < n; ++i) x[i] = ordered(x[i]);
+}
+
+double mass_of(const Candidate* first, const Candidate* last) {
+  double mass = 0;
+  for (; first != last; ++first) mass += first->weight;
+  return mass;
+}
+
+// The candidate at which the cumulative weight, in order of `before`, reaches `target`; the last one if it never does.
+// Reorders a[0 .. n), n >= 1.
+Candidate cut_at_mass(Candidate* a, int32_t n, double target) {
+  constexpr int32_t kSmall = 32;
+  double mass = 0;  // of a[0 .. low)
+  int32_t low = 0, high = n;
+  while (high - low > kSmall) {
+    const int32_t middle = low + (high - low) / 2;
+    std::nth_element(a + low, a + middle, a + high, before);
+    const double upper = mass + mass_of(a + low, a + middle);
+    if (upper >= target) {
+      high = middle;
+    } else {
+      mass = upper;
+      low = middle;
+    }
+  }
+  std::sort(a + low, a + high, before);
+  for (int32_t i = low; i < high; ++i) {
+    mass += a[i].weight;
+    if (mass >= target) return a[i];
+  }
+  return a[high - 1];
+}
+
+class Sampler {
+ public:
+  Sampler(const Kernels& kernels, const SampleInputs& inputs, int64_t index, float* logits, void* scratch)
+      : kernels_(kernels),
+        in_(inputs),
+        row_(inputs.rows[index]),
+        vocab_(inputs.vocab),
+        x_(logits),
+        s_(scratch, inputs.vocab) {}
+
+  void run(int64_t index, const SampleOutputs& out) {
+    clean(x_, vocab_);
+    const float* raw = x_;
+    int32_t token = row_.target;
+    if (token < 0) {
+      if (row_.num_top >= 0 && overwrites()) raw = static_cast<float*>(std::memcpy(s_.raw, x_, size_t(vocab_) * 4));
+      token = choose();
+    }
+    out.token[index] = token;
+    if (row_.num_top >= 0 && is_token(token)) report(raw, token, index, out);
+    if (row_.write) in_.tokens[row_.slot * in_.tokens_stride + row_.position + 1] = token;
+  }
+
+ private:
+  bool is_token(int32_t id) const { return id >= 0 && id < vocab_; }
+  bool is_greedy() const { return !(row_.temperature > 0); }
+  bool has_penalties() const {
+    return row_.repetition_penalty != 1 || row_.presence_penalty != 0 || row_.frequency_penalty != 0;
+  }
+  bool overwrites() const {
+    return !is_greedy() || row_.bias_count > 0 || row_.ban_count > 0 || row_.mask >= 0 || has_penalties();
+  }
+
+  int32_t choose() {
+    add_bias();
+    apply_bans();
+    apply_mask();
+    if (has_penalties()) apply_penalties();
+    const float max = find_maxima(x_);
+    if (max == -kInf) return lowest_allowed();
+    if (is_greedy()) return find_first(max);
+    temper(max);
+    const int32_t kept = truncate();
+    return kept < 0 ? draw_from_all() : draw_from_kept(kept);
+  }
+
+  // ---- what changes single logits -----------------------------------------------------------------------------------
+
+  void add_bias() {
+    for (int32_t i = row_.bias_start; i < row_.bias_start + row_.bias_count; ++i) {
+      const int32_t id = in_.bias_ids[i];
+      if (is_token(id)) x_[id] = ordered(x_[id] + in_.bias_values[i]);
+    }
+  }
+
+  void apply_bans() {
+    for (int32_t i = row_.ban_start; i < row_.ban_start + row_.ban_count; ++i) {
+      if (is_token(in_.ban_ids[i])) x_[in_.ban_ids[i]] = -kInf;
+    }
+  }
+
+  const uint32_t* mask() const { return in_.masks + int64_t(row_.mask) * ((int64_t(vocab_) + 31) / 32); }
+
+  void apply_mask() {
+    if (row_.mask < 0) return;
+    for (int32_t first = 0; first < vocab_; first += 32) {
+      const uint32_t allowed = mask()[first / 32];
+      if (allowed == 0xffffffffu) continue;
+      const int32_t count = std::min(32, vocab_ - first);
+      for (int32_t i = 0; i < count; ++i) {
+        if (!(allowed >> i & 1)) x_[first + i] = -kInf;
+      }
+    }
+  }
+
+  // f(position, id) for the prompt and the output so far, the row's own token included.
+  template <class F>
+  void for_history(F&& f) {
+    const int32_t* tokens = in_.tokens + row_.slot * in_.tokens_stride;
+    for (int32_t p = 0; p <= row_.position; ++p) {
+      if (is_token(tokens[p])) f(p, tokens[p]);
+    }
+  }
+
+  // Each distinct token once. The counts are cleared along the history, never over the vocabulary.
+  void apply_penalties() {
+    constexpr int32_t kDone = -1;
+    int32_t* counts = s_.counts;
+    for_history([&](int32_t, int32_t id) { counts[id] = 0; });
+    for_history([&](int32_t p, int32_t id) { counts[id] += p >= row_.num_prompt; });
+    for_history([&](int32_t, int32_t id) {
+      if (counts[id] == kDone) return;
+      x_[id] = penalized(x_[id], counts[id]);
+      counts[id] = kDone;
+    });
+  }
+
+  float penalized(float x, int32_t count) const {
+    x = x > 0 ? x / row_.repetition_penalty : x * row_.repetition_penalty;
+    if (count > 0) x -= row_.presence_penalty + row_.frequency_penalty * float(count);
+    return ordered(x);
+  }
+
+  int32_t lowest_allowed() const {
+    const int32_t* bans = in_.ban_ids + row_.ban_start;
+    for (int32_t id = 0; id < vocab_; ++id) {
+      if (row_.mask >= 0 && !(mask()[id / 32] >> (id % 32) & 1)) continue;
+      if (std::find(bans, bans + row_.ban_count, id) == bans + row_.ban_count) return id;
+    }
+    return 0;
+  }
+
+  // ---- searching ----------------------------------------------------------------------------------------------------
+
+  int32_t block_size(int64_t block) const { return std::min<int32_t>(kBlock, vocab_ - int32_t(block) * kBlock); }
+
+  // Fills s_.maxima for x; returns the largest.
+  float find_maxima(const float* x) {
+    float max = -kInf;
+    for (int64_t b = 0; b < blocks_of(vocab_); ++b) {
+      s_.maxima[b] = kernels_.row_max(x + b * kBlock, block_size(b));
+      max = std::max(max, s_.maxima[b]);
+    }
+    return max;
+  }
+
+  // The lowest id whose logit is `value`, which is a maximum.
+  int32_t find_first(float value) const {
+    const int64_t block = std::find(s_.maxima, s_.maxima + blocks_of(vocab_), value) - s_.maxima;
+    const float* first = x_ + block * kBlock;
+    return int32_t(std::find(first, first + block_size(block), value) - x_);
+  }
+
+  // A value that at least `count` logits reach: the count-th largest block maximum.
+  float bound_of_largest(int32_t count) {
+    const int64_t blocks = blocks_of(vocab_);
+    if (count >= blocks) return -kInf;
+    float* maxima = reinterpret_cast<float*>(s_.sums);
+    std::copy(s_.maxima, s_.maxima + blocks, maxima);
+    std::nth_element(maxima, maxima + count - 1, maxima + blocks, [](float a, float b) { return a > b; });
+    return maxima[count - 1];
+  }
+
+  // All ids with x[id] >= threshold into s_.kept, ascending, weights not set; returns how many.
+  int32_t collect(const float* x, float threshold) {
+    int32_t n = 0;
+    for (int64_t b = 0; b < blocks_of(vocab_); ++b) {
+      if (s_.maxima[b] < threshold) continue;
+      const int32_t first = int32_t(b) * kBlock;
+      for (int32_t i = first; i < first + block_size(b); ++i) {
+        if (x[i] >= threshold) s_.kept[n++] = {x[i], 0, i};
+      }
+    }
+    return n;
+  }
+
+  template <class F>
+  int32_t keep_if(int32_t n, F&& wanted) {
+    return int32_t(std::remove_if(s_.kept, s_.kept + n, [&](const Candidate& c) { return !wanted(c); }) - s_.kept);
+  }
+
+  void weigh(int32_t n) {
+    for (int32_t i = 0; i < n; ++i) s_.kept[i].weight = std::exp(s_.kept[i].key);
+  }
+
+  Candidate cut_kept_at(int32_t n, double mass) {
+    std::copy(s_.kept, s_.kept + n, s_.work);
+    return cut_at_mass(s_.work, n, mass);
+  }
+
+  // ---- temperature and truncation -----------------------------------------------------------------------------------
+
+  // Subtracting the maximum first keeps every quotient finite or -inf, however small the temperature. Maxima stay
+  // maxima.
+  void temper(float max) {
+    const float temperature = row_.temperature;
+    for (int32_t i = 0; i < vocab_; ++i) x_[i] = (x_[i] - max) / temperature;
+    for (int64_t b = 0; b < blocks_of(vocab_); ++b) s_.maxima[b] = (s_.maxima[b] - max) / temperature;
+  }
+
+  // Number of candidates in s_.kept, or -1 where nothing is cut.
+  int32_t truncate() {
+    int32_t n = -1;
+    if (row_.top_k > 0 && row_.top_k < vocab_) n = keep_top_k();
+    if (row_.top_p < 1) n = keep_top_p(n);
+    if (row_.min_p > 0) n = keep_min_p(n);
+    if (row_.typical_p < 1) n = keep_typical(n);
+    return n;
+  }
+
+  int32_t keep_top_k() {
+    const int32_t k = row_.top_k;
+    int32_t n = collect(x_, bound_of_largest(k));
+    if (n > k) {
+      std::copy(s_.kept, s_.kept + n, s_.work);
+      std::nth_element(s_.work, s_.work + k - 1, s_.work + n, before);
+      const float least = s_.work[k - 1].key;
+      n = keep_if(n, [&](const Candidate& c) { return c.key >= least; });
+    }
+    weigh(n);
+    return n;
+  }
+
+  int32_t keep_top_p(int32_t n) {
+    double target;
+    if (n < 0) {
+      target = row_.top_p * kernels_.row_exp_sum(x_, vocab_, 0);
+      n = collect_mass(target);
+    } else {
+      target = row_.top_p * mass_of(s_.kept, s_.kept + n);
+    }
+    const Candidate last = cut_kept_at(n, target);
+    return keep_if(n, [&](const Candidate& c) { return !before(last, c); });
+  }
+
+  // Enough of the likeliest for `target`: the threshold falls until they are.
+  int32_t collect_mass(double target) {
+    int32_t n = 0;
+    for (const float threshold : {-6.f, -12.f, -24.f, -kInf}) {
+      n = collect(x_, threshold);
+      weigh(n);
+      if (mass_of(s_.kept, s_.kept + n) >= target) break;
+    }
+    return n;
+  }
+
+  // The likeliest has weight 1: it is never cut before.
+  int32_t keep_min_p(int32_t n) {
+    if (n < 0) {
+      n = collect(x_, std::min(0.f, std::log(row_.min_p) - 1e-3f));  // a little more than wanted: the weight decides
+      weigh(n);
+    }
+    const float least = std::min(row_.min_p, 1.f);
+    return keep_if(n, [&](const Candidate& c) { return c.weight >= least; });
+  }
+
+  int32_t keep_typical(int32_t n) {
+    if (n < 0) {
+      n = collect(x_, -kInf);
+      weigh(n);
+    }
+    const double total = mass_of(s_.kept, s_.kept + n), log_total = std::log(total);
+    double entropy = 0;
+    for (int32_t i = 0; i < n; ++i) {
+      const Candidate& c = s_.kept[i];
+      if (c.weight > 0) entropy += c.weight / total * (log_total - double(c.key));
+    }
+    for (int32_t i = 0; i < n; ++i) {
+      Candidate& c = s_.kept[i];
+      c.key = float(-std::fabs(log_total - double(c.key) - entropy));
+    }
+    const float least = cut_kept_at(n, row_.typical_p * total).key;
+    return keep_if(n, [&](const Candidate& c) { return c.key >= least; });
+  }
+
+  // ---- the draw -----------------------------------------------------------------------------------------------------
+
+  double uniform() const { return philox_uniform(row_.seed, {{uint32_t(row_.position) + 1, row_.sample_index, 0, 0}}); }
+
+  int32_t draw_from_kept(int32_t n) const {
+    const double target = uniform() * mass_of(s_.kept, s_.kept + n);
+    double mass = 0;
+    int32_t last = s_.kept[0].id;
+    for (int32_t i = 0; i < n; ++i) {
+      if (!(s_.kept[i].weight > 0)) continue;
+      last = s_.kept[i].id;
+      mass += s_.kept[i].weight;
+      if (mass > target) break;
+    }
+    return last;
+  }
+
+  // The same over the whole vocabulary: blocks first, then the ids of the block where the sum is passed. A block's sum
+  // and its terms round differently, so the walk may end in the block after.
+  int32_t draw_from_all() {
+    const int64_t blocks = blocks_of(vocab_);
+    double total = 0;
+    for (int64_t b = 0; b < blocks; ++b) {
+      s_.sums[b] = kernels_.row_exp_sum(x_ + b * kBlock, block_size(b), 0);
+      total += s_.sums[b];
+    }
+    const double target = uniform() * total;
+    double before_block = 0;
+    int32_t last = find_first(0);
+    for (int64_t b = 0; b < blocks; before_block += s_.sums[b], ++b) {
+      if (before_block + s_.sums[b] <= target) continue;
+      double mass = before_block;
+      const int32_t first = int32_t(b) * kBlock;
+      for (int32_t i = first; i < first + block_size(b); ++i) {
+        const double weight = std::exp(double(x_[i]));
+        if (!(weight > 0)) continue;
+        last = i;
+        mass += weight;
+        if (mass > target) return i;
+      }
+    }
+    return last;
+  }
+
+  // ---- log-probabilities --------------------------------------------------------------------------------------------
+
+  // log_softmax of `raw` at the token, its rank, and the likeliest num_top. All -inf where no logit is above -inf.
+  void report(const float* raw, int32_t token, int64_t index, const SampleOutputs& out) {
+    const float max = find_maxima(raw);
+    const double log_sum = max == -kInf ? 0 : max + std::log(kernels_.row_exp_sum(raw, vocab_, max));
+    out.logprob[index] = float(raw[token] - log_sum);
+    out.rank[index] = rank_of(raw, token);
+    const int32_t k = std::min({row_.num_top, out.top_width, vocab_});
+    if (k == 0) return;
+    const int32_t n = collect(raw, bound_of_largest(k));
+    std::partial_sort(s_.kept, s_.kept + k, s_.kept + n, before);
+    for (int32_t i = 0; i < k; ++i) {
+      out.top_ids[index * out.top_width + i] = s_.kept[i].id;
+      out.top_logprobs[index * out.top_width + i] = float(s_.kept[i].key - log_sum);
+    }
+  }
+
+  int32_t rank_of(const float* raw, int32_t token) const {
+    const float value = raw[token];
+    int32_t rank = 1;
+    for (int32_t i = 0; i < vocab_; ++i) rank += raw[i] > value;
+    for (int32_t i = 0; i < token; ++i) rank += raw[i] == value;
+    return rank;
+  }
+
+  const Kernels& kernels_;
+  const SampleInputs& in_;
+  const SampleRow& row_;
+  const int32_t vocab_;
+  float* x_;
+  const Scratch s_;
+};
+
+}  // namespace
+
+int64_t sample_scratch(int32_t vocab) { return Scratch(nullptr, vocab).bytes(); }
+
+void sample_row(const Kernels& kernels, const SampleInputs& inputs, int64_t index, float* logits,
+                const SampleOutputs& outputs, void* scratch) {
+  Sampler(kernels, inputs, index, logits, scratch).run(index, outputs);
+}
+
+}  // namespace sg

@@ -1,0 +1,165 @@
+// simd_common.h in plain C++ with the compilers' 128-bit vectors, which every 64-bit processor has: an F16 is four of
+// them. The path of arm64, of old x86-64, and a second opinion for the tests.
+#pragma once
+#include "cpu/simd_common.h"
+
+namespace sg {
+namespace {
+
+#ifdef __aarch64__
+constexpr int kTileRows = 4, kTileSums = 4;
+#else
+constexpr int kTileRows = 2, kTileSums = 2;
+#endif
+
+typedef float Float4 __attribute__((vector_size(16)));
+typedef int32_t Int4 __attribute__((vector_size(16)));
+typedef uint32_t Uint4 __attribute__((vector_size(16)));
+
+struct F16 {
+  Float4 v[4];
+};
+struct Pairs {
+  Uint4 v[4];
+};
+
+// An F16 made quarter by quarter: f(i) is lanes 4 i .. 4 i + 3.
+template <class F>
+SG_INLINE F16 quarters(F f) {
+  return {{f(0), f(1), f(2), f(3)}};
+}
+
+SG_INLINE Float4 splat(float f) { return Float4{f, f, f, f}; }
+SG_INLINE Float4 fma4(Float4 a, Float4 b, Float4 c) {
+#ifdef __FP_FAST_FMAF
+  return Float4{__builtin_fmaf(a[0], b[0], c[0]), __builtin_fmaf(a[1], b[1], c[1]), __builtin_fmaf(a[2], b[2], c[2]),
+                __builtin_fmaf(a[3], b[3], c[3])};
+#else
+  return a * b + c;
+#endif
+}
+
+SG_INLINE F16 set1(float f) {
+  return quarters([&](int) { return splat(f); });
+}
+SG_INLINE F16 zero() { return set1(0.0f); }
+SG_INLINE F16 load(const float* p) {
+  F16 x;
+  memcpy(&x, p, sizeof x);
+  return x;
+}
+SG_INLINE void store(float* p, F16 x) { memcpy(p, &x, sizeof x); }
+
+SG_INLINE F16 add(F16 a, F16 b) {
+  return quarters([&](int i) { return a.v[i] + b.v[i]; });
+}
+SG_INLINE F16 sub(F16 a, F16 b) {
+  return quarters([&](int i) { return a.v[i] - b.v[i]; });
+}
+SG_INLINE F16 mul(F16 a, F16 b) {
+  return quarters([&](int i) { return a.v[i] * b.v[i]; });
+}
+SG_INLINE F16 div(F16 a, F16 b) {
+  return quarters([&](int i) { return a.v[i] / b.v[i]; });
+}
+SG_INLINE F16 max(F16 a, F16 b) {
+  return quarters([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+}
+SG_INLINE F16 min(F16 a, F16 b) {
+  return quarters([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+}
+SG_INLINE F16 fma(F16 a, F16 b, F16 c) {
+  return quarters([&](int i) { return fma4(a.v[i], b.v[i], c.v[i]); });
+}
+
+SG_INLINE F16 load_n(const float* p, int n) {
+  float all[16] = {};
+  for (int i = 0; i < n; i++) all[i] = p[i];
+  return load(all);
+}
+SG_INLINE void store_n(float* p, F16 x, int n) {
+  float all[16];
+  store(all, x);
+  for (int i = 0; i < n; i++) p[i] = all[i];
+}
+
+SG_INLINE F16 select_lanes(F16 x, int begin, int end, F16 other) {
+  return quarters([&](int i) {
+    const Int4 lane = Int4{0, 1, 2, 3} + 4 * i;
+    return (lane >= begin) & (lane < end) ? x.v[i] : other.v[i];
+  });
+}
+
+SG_INLINE F16 load_bf16(const uint16_t* p) {
+  return quarters([&](int i) { return (Float4)(Uint4{p[4 * i], p[4 * i + 1], p[4 * i + 2], p[4 * i + 3]} << 16); });
+}
+SG_INLINE void store_bf16(uint16_t* p, F16 x) {
+  for (int i = 0; i < 4; i++) {
+    const Uint4 bits = (Uint4)x.v[i];
+    const Uint4 rounded = bits + (((bits >> 16) & 1) + 0x7fff);
+    const Uint4 result = (x.v[i] == x.v[i] ? rounded : bits | 0x400000) >> 16;
+    for (int j = 0; j < 4; j++) p[4 * i + j] = uint16_t(result[j]);
+  }
+}
+SG_INLINE F16 load_bf16_n(const uint16_t* p, int n) {
+  uint16_t all[16] = {};
+  for (int i = 0; i < n; i++) all[i] = p[i];
+  return load_bf16(all);
+}
+SG_INLINE void store_bf16_n(uint16_t* p, F16 x, int n) {
+  uint16_t all[16];
+  store_bf16(all, x);
+  for (int i = 0; i < n; i++) p[i] = all[i];
+}
+
+SG_INLINE Float4 exp4(Float4 x) {
+  const Float4 low = splat(kExpLow), high = splat(kExpHigh);
+  Float4 clamped = low > x ? low : x;
+  clamped = high < clamped ? high : clamped;
+  const Float4 shift = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  const Float4 n = (clamped * splat(kLog2E) + shift) - shift;
+  const Float4 r = fma4(n, splat(-kLn2Low), fma4(n, splat(-kLn2High), clamped));
+  Float4 poly = splat(kExpPoly[0]);
+  SG_UNROLL
+  for (int i = 1; i < 6; i++) poly = fma4(poly, r, splat(kExpPoly[i]));
+  poly = fma4(poly * r, r, r) + splat(1.0f);
+  // 2^n in two factors: n reaches -150 and 128, where one factor would not be a float.
+  const Int4 exponent = __builtin_convertvector(x == x ? n : splat(0.0f), Int4), half = exponent >> 1;
+  return poly * (Float4)((half + 127) << 23) * (Float4)((exponent - half + 127) << 23);
+}
+SG_INLINE F16 exp(F16 x) {
+  return quarters([&](int i) { return exp4(x.v[i]); });
+}
+
+SG_INLINE float reduce_add(F16 x) {
+  const Float4 v = (x.v[0] + x.v[2]) + (x.v[1] + x.v[3]);
+  return (v[0] + v[2]) + (v[1] + v[3]);
+}
+SG_INLINE float larger(float a, float b) { return a > b ? a : b; }
+SG_INLINE float reduce_max(F16 x) {
+  const F16 halves = max(x, F16{{x.v[2], x.v[3], x.v[2], x.v[3]}});
+  const Float4 v = halves.v[0] > halves.v[1] ? halves.v[0] : halves.v[1];
+  return larger(larger(v[0], v[2]), larger(v[1], v[3]));
+}
+
+SG_INLINE Pairs load_pairs(const uint16_t* p) {
+  Pairs x;
+  memcpy(&x, p, sizeof x);
+  return x;
+}
+SG_INLINE Pairs set1_pair(const uint16_t* p) {
+  uint32_t bits;
+  memcpy(&bits, p, 4);
+  const Uint4 v = {bits, bits, bits, bits};
+  return {{v, v, v, v}};
+}
+SG_INLINE F16 dot2(F16 c, Pairs a, Pairs b) {
+  return quarters([&](int i) {
+    const Float4 a0 = (Float4)(a.v[i] << 16), b0 = (Float4)(b.v[i] << 16);
+    const Float4 a1 = (Float4)(a.v[i] & 0xffff0000), b1 = (Float4)(b.v[i] & 0xffff0000);
+    return fma4(a1, b1, fma4(a0, b0, c.v[i]));
+  });
+}
+
+}  // namespace
+}  // namespace sg

@@ -1,0 +1,270 @@
+"""Detokenizer: turns ids into exact text, finds stop strings, and puts deltas where the host reads them.
+
+`Detokenizer` is the synchronous core, driven by tests without a loop; `DetokenizerActor` is its shell. A request has
+one mailbox per sequence; when the last of them has its terminal, the request is over and its route is closed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, assert_never
+
+from streamgen.actors.actor import Actor
+from streamgen.completion import FinishReason, TokenLogprob, TopLogprob
+from streamgen.mailbox import End, Mailbox, Wakes
+from streamgen.messages import (
+    Advance,
+    DetokenizerInbox,
+    Failed,
+    Open,
+    Progress,
+    Refused,
+    SchedulerInbox,
+    StopFound,
+    TokenLogprobs,
+)
+from streamgen.text.decoder import TextDecoder
+from streamgen.text.stops import StopMatcher
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from streamgen.text.tokenizer import Tokenizer
+
+
+class Routes(Protocol):
+    """Where outputs go: kept by the supervisor."""
+
+    def mailboxes(self, request_id: int) -> tuple[Mailbox, ...] | None:
+        """One mailbox per sequence; None where the request is unknown or over."""
+        ...
+
+    def close(self, request_id: int) -> None:
+        """Every sequence of the request has ended."""
+        ...
+
+
+class _Sequence:
+    """What one stream of tokens needs to become text."""
+
+    __slots__ = ("decoder", "is_over", "mailbox", "scores", "stops")
+
+    def __init__(self, mailbox: Mailbox, decoder: TextDecoder, stops: StopMatcher | None) -> None:
+        self.mailbox = mailbox
+        self.decoder = decoder
+        self.stops = stops
+        self.scores: list[TokenLogprobs] = []
+        self.is_over = False
+
+
+class _Request:
+    """An open request. `left` counts its sequences that still run."""
+
+    __slots__ = ("left", "open", "sequences")
+
+    def __init__(self, open_: Open, sequences: tuple[_Sequence, ...]) -> None:
+        self.open = open_
+        self.sequences = sequences
+        self.left = len(sequences)
+
+
+class Detokenizer:
+    """Owns the text state of every open request.
+
+    After a turn, `wakes` holds the readers to wake and `take_stops` the sequences that a stop string ended.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, routes: Routes) -> None:
+        self._tokenizer = tokenizer
+        self._routes = routes
+        self._requests: dict[int, _Request] = {}
+        self._stops_found: list[StopFound] = []
+        self.wakes = Wakes()
+
+    def open(self, message: Open) -> None:
+        """A request was admitted."""
+        mailboxes = self._routes.mailboxes(message.request_id)
+        if mailboxes is None:
+            return
+        sampling = message.sampling
+        at_start = message.prompt_ids in ((), (self._tokenizer.bos_id,))
+        sequences = tuple(
+            _Sequence(mailbox, TextDecoder(self._tokenizer, at_start=at_start), _new_matcher(message))
+            for mailbox in mailboxes
+        )
+        self._requests[message.request_id] = _Request(message, sequences)
+        wants_logprobs = sampling.logprobs is not None
+        for mailbox in mailboxes:
+            self.wakes.add(mailbox.open(prompt_tokens=len(message.prompt_ids), wants_logprobs=wants_logprobs))
+
+    def refuse(self, message: Refused) -> None:
+        """A request ends before it ran."""
+        self._end_all(message.request_id, _refused_end(message))
+
+    def advance(self, entries: tuple[Progress, ...]) -> None:
+        """Take what a step brought."""
+        for entry in entries:
+            request = self._requests.get(entry.request_id)
+            if request is None:
+                continue  # over: tokens that were already under way
+            sequence = request.sequences[entry.index]
+            if not sequence.is_over:
+                self._advance_one(request, sequence, entry)
+
+    def fail(self, message: str) -> None:
+        """The engine failed: every open request ends."""
+        for request_id in tuple(self._requests):
+            self._end_all(request_id, End(finish_reason="error", code="engine_failed", message=message))
+
+    def take_stops(self) -> list[StopFound]:
+        """Sequences that a stop string ended, for the scheduler."""
+        found, self._stops_found = self._stops_found, []
+        return found
+
+    # ---- one sequence ----
+
+    def _advance_one(self, request: _Request, sequence: _Sequence, entry: Progress) -> None:
+        mailbox = sequence.mailbox
+        # A cancel's entry is the first one of a sequence that never ran; that is no start.
+        if entry.cached_tokens is not None and entry.finish not in ("cancelled", "deadline"):
+            self.wakes.add(mailbox.start(cached_tokens=entry.cached_tokens))
+        sequence.scores.extend(entry.scores)
+        text, used, stop = self._decode(request, sequence, entry)
+        if used or text:
+            logprobs = self._describe(entry.ids[:used], entry.logprobs[:used])
+            self.wakes.add(mailbox.put(text, list(entry.ids[:used]), logprobs))
+        if stop is not None:
+            if entry.finish is None:
+                self._stops_found.append(StopFound(request_id=entry.request_id, index=entry.index))
+            self._end(request, sequence, End(finish_reason="stop", stop=stop))
+        elif entry.finish is not None:
+            self._end(request, sequence, _finish_end(entry))
+
+    def _decode(self, request: _Request, sequence: _Sequence, entry: Progress) -> tuple[str, int, str | None]:
+        """(text to emit, how many of the ids belong to the output, the stop string that is complete)."""
+        ids = entry.ids
+        is_stopped = entry.finish == "stop" and len(ids) > 0
+        # The text of a stop id stays out unless asked for; the id itself is part of the output.
+        shown = ids[:-1] if is_stopped and not request.open.sampling.include_stop else ids
+        if sequence.stops is None:
+            text = sequence.decoder.feed(shown)
+            return (text + sequence.decoder.finish() if entry.finish is not None else text), len(ids), None
+        return _decode_until_stop(sequence.decoder, sequence.stops, shown, ids, is_last=entry.finish is not None)
+
+    def _end(self, request: _Request, sequence: _Sequence, end: End) -> None:
+        sequence.is_over = True
+        self.wakes.add(sequence.mailbox.finish(end, self._prompt_logprobs(request, sequence)))
+        request.left -= 1
+        if request.left == 0:
+            del self._requests[request.open.request_id]
+            self._routes.close(request.open.request_id)
+
+    def _end_all(self, request_id: int, end: End) -> None:
+        for mailbox in self._routes.mailboxes(request_id) or ():
+            self.wakes.add(mailbox.finish(end))
+        self._requests.pop(request_id, None)
+        self._routes.close(request_id)
+
+    # ---- logprobs ----
+
+    def _describe(self, ids: tuple[int, ...], logprobs: tuple[TokenLogprobs, ...]) -> list[TokenLogprob]:
+        return [self._token_logprob(token, entry) for token, entry in zip(ids, logprobs, strict=False)]
+
+    def _token_logprob(self, token: int, entry: TokenLogprobs) -> TokenLogprob:
+        text = self._tokenizer.token_text
+        top = tuple(
+            TopLogprob(id=other, text=text(other), logprob=logprob)
+            for other, logprob in zip(entry.top_ids, entry.top_logprobs, strict=True)
+        )
+        return TokenLogprob(id=token, text=text(token), logprob=entry.logprob, rank=entry.rank, top=top)
+
+    def _prompt_logprobs(self, request: _Request, sequence: _Sequence) -> tuple[TokenLogprob | None, ...] | None:
+        """One entry per prompt token; those before `score_from` are None. Sequences of a request share a prompt."""
+        start = request.open.score_from
+        if start is None:
+            return None
+        scores = sequence.scores or next((s.scores for s in request.sequences if s.scores), [])
+        ids = request.open.prompt_ids
+        scored = [self._token_logprob(token, entry) for token, entry in zip(ids[start:], scores, strict=False)]
+        return (None,) * start + tuple(scored)
+
+
+class DetokenizerActor(Actor[DetokenizerInbox]):
+    """The shell of `Detokenizer`."""
+
+    name = "detokenizer"
+
+    def __init__(
+        self, detokenizer: Detokenizer, *, to_scheduler: Callable[[SchedulerInbox], None], capacity: int
+    ) -> None:
+        super().__init__(capacity=capacity)
+        self._detokenizer = detokenizer
+        self._to_scheduler = to_scheduler
+
+    def handle(self, message: DetokenizerInbox) -> None:
+        """Pass a message on to the core."""
+        match message:
+            case Advance():
+                self._detokenizer.advance(message.entries)
+            case Open():
+                self._detokenizer.open(message)
+            case Refused():
+                self._detokenizer.refuse(message)
+            case Failed():
+                self._detokenizer.fail(message.message)
+            case _:
+                assert_never(message)
+
+    def settle(self) -> None:
+        """Free what stop strings ended, then wake the hosts."""
+        for stop in self._detokenizer.take_stops():
+            self._to_scheduler(stop)
+        self._detokenizer.wakes.flush()
+
+
+def _new_matcher(message: Open) -> StopMatcher | None:
+    sampling = message.sampling
+    return StopMatcher(sampling.stop, include_stop=sampling.include_stop) if sampling.stop else None
+
+
+def _decode_until_stop(
+    decoder: TextDecoder, stops: StopMatcher, shown: tuple[int, ...], ids: tuple[int, ...], *, is_last: bool
+) -> tuple[str, int, str | None]:
+    """Token by token, so that the ids end with the token that completed the stop string."""
+    pieces: list[str] = []
+    for index, token in enumerate(shown):
+        emitted, matched = stops.feed(decoder.feed((token,)))
+        pieces.append(emitted)
+        if matched is not None:
+            return "".join(pieces), index + 1, matched
+    if is_last:
+        emitted, matched = stops.feed(decoder.finish())
+        pieces.append(emitted)
+        if matched is not None:
+            return "".join(pieces), len(ids), matched
+        pieces.append(stops.finish())
+    return "".join(pieces), len(ids), None
+
+
+_FINISHES: dict[str, tuple[FinishReason, str | None]] = {
+    "length": ("length", None),
+    "cancelled": ("cancelled", None),
+    "deadline": ("deadline", "deadline_exceeded"),
+    "error": ("error", "generation_error"),
+}
+
+
+def _finish_end(entry: Progress) -> End:
+    assert entry.finish is not None, "only a last progress ends a sequence"
+    if entry.finish == "stop":
+        return End(finish_reason="stop", stop=entry.ids[-1] if entry.ids else None)
+    reason, code = _FINISHES[entry.finish]
+    message = "the request's timeout passed" if code == "deadline_exceeded" else entry.message
+    return End(finish_reason=reason, code=code, message=message)
+
+
+def _refused_end(message: Refused) -> End:
+    if message.code == "cancelled":
+        return End(finish_reason="cancelled")
+    if message.code == "deadline":
+        return End(finish_reason="deadline", code="deadline_exceeded", message="the request's timeout passed")
+    return End(finish_reason="error", code=message.code, message=message.message, details=dict(message.details))

@@ -1,0 +1,94 @@
+"""Scheduler actor: feeds `scheduling.Scheduler` with what happens, keeps the device busy, reports progress."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, assert_never
+
+from streamgen.actors.actor import Actor
+from streamgen.messages import (
+    Admit,
+    Advance,
+    Cancel,
+    DetokenizerInbox,
+    SchedulerInbox,
+    StepDone,
+    StepFailed,
+    StepPlan,
+    StopFound,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from streamgen.scheduling.scheduler import Scheduler
+    from streamgen.scheduling.stats import SchedulerStats
+
+PLANS_IN_FLIGHT = 2  # one runs, one waits at the device: it never idles for a plan
+
+STATS_SECONDS = 0.05  # age of a snapshot that is replaced while steps run
+
+
+class DeviceFailed(Exception):
+    """A step could not be run; the engine ends with this text."""
+
+
+class SchedulerActor(Actor[SchedulerInbox]):
+    """Owns the scheduler, and with it every sequence and every page."""
+
+    name = "scheduler"
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        *,
+        to_executor: Callable[[StepPlan], None],
+        to_detokenizer: Callable[[DetokenizerInbox], None],
+        clock: Callable[[], float],
+        capacity: int,
+    ) -> None:
+        super().__init__(capacity=capacity)
+        self._clock = clock
+        self._scheduler = scheduler
+        self._to_executor = to_executor
+        self._to_detokenizer = to_detokenizer
+        self._in_flight = 0
+        self.stats: SchedulerStats = scheduler.stats()  # replaced whole; any thread may read it
+        self._stats_time = clock()
+
+    def handle(self, message: SchedulerInbox) -> None:
+        """Tell the scheduler what happened."""
+        match message:
+            case StepDone():
+                self._in_flight -= 1
+                self._scheduler.complete(message)
+            case Admit():
+                refused = self._scheduler.admit(message)
+                if refused is not None:
+                    self._to_detokenizer(refused)
+            case Cancel():
+                self._scheduler.cancel(message)
+            case StopFound():
+                self._scheduler.stop_found(message)
+            case StepFailed():
+                raise DeviceFailed(message.message)
+            case _:
+                assert_never(message)
+
+    def settle(self) -> None:
+        """Give the device its next steps first, then report."""
+        while self._in_flight < PLANS_IN_FLIGHT:
+            plan = self._scheduler.plan()
+            if plan is None:
+                break
+            self._in_flight += 1
+            self._to_executor(plan)
+        entries = self._scheduler.take_progress()
+        if entries:
+            self._to_detokenizer(Advance(entries=entries))
+        self._refresh_stats()
+
+    def _refresh_stats(self) -> None:
+        # Counting costs time linear in what runs, and nobody reads a snapshot per step.
+        now = self._clock()
+        if self._in_flight == 0 or now - self._stats_time > STATS_SECONDS:
+            self.stats, self._stats_time = self._scheduler.stats(), now

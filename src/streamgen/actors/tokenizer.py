@@ -1,0 +1,237 @@
+"""Tokenizer actor: turns a request's prompt into ids, in worker threads, and lets the request into the engine.
+
+A request is here from `Submit` until its ids are known; then it is opened at the detokenizer and admitted to the
+scheduler, in this order. A `Cancel` that finds it here ends it at once; the thread's result is dropped when it comes.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, Any, assert_never
+
+from msgspec import Struct
+
+from streamgen.actors.actor import Actor
+from streamgen.errors import InvalidRequest, PromptTooLong, StreamgenError, TemplateError
+from streamgen.messages import (
+    Admit,
+    Cancel,
+    DetokenizerInbox,
+    Open,
+    Refused,
+    SchedulerInbox,
+    Submit,
+    TokenizerInbox,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from streamgen.actors.workers import Workers
+    from streamgen.text.chat import ChatTemplate, ChatTemplates
+    from streamgen.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+class Encoded(Struct, frozen=True, kw_only=True):
+    """A worker thread's answer. `ids` is prompt and continuation; the continuation begins at `score_from`."""
+
+    request_id: int
+    ids: tuple[int, ...] = ()
+    score_from: int | None = None
+    error: BaseException | None = None
+
+
+class PromptEncoder:
+    """Prompt -> ids. Called from several threads: it only reads."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, template: ChatTemplate | ChatTemplates | None, *, max_context: int
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._template = template
+        self._max_context = max_context
+
+    def encode(self, submit: Submit) -> Encoded:
+        """The ids that run.
+
+        Raises:
+            PromptTooLong: they leave no room for an answer.
+            TemplateError: the template refused the chat, or there is none.
+            InvalidRequest: nothing is left of the prompt.
+        """
+        if submit.continuation is not None:
+            ids, score_from = self._encode_scored(submit, submit.continuation)
+        else:
+            ids, score_from = self._encode_prompt(submit), None
+            if submit.sampling.prompt_logprobs is not None:
+                score_from = 1
+        if not ids:
+            raise InvalidRequest("prompt: it has no tokens", param="prompt")
+        self._check_length(len(ids), scores_only=submit.continuation is not None)
+        return Encoded(request_id=submit.request_id, ids=ids, score_from=score_from)
+
+    def render(self, chat: tuple[dict[str, object], ...], **arguments: Any) -> str:
+        """The chat as the model sees it."""
+        if self._template is None:
+            raise TemplateError(
+                "the checkpoint has no chat template: pass text or ids, or open the engine with chat_template="
+            )
+        return self._template.render(chat, **arguments)
+
+    def encode_text(self, text: str, *, add_bos: bool) -> tuple[int, ...]:
+        """Special tokens in the text are parsed; BOS is added where the checkpoint wants it and `add_bos`."""
+        return tuple(self._tokenizer.encode(text, add_bos=None if add_bos else False))
+
+    def encode_rendered(self, text: str) -> tuple[int, ...]:
+        """A rendered chat: the template writes BOS itself."""
+        return self.encode_text(text, add_bos=False)
+
+    def _encode_prompt(self, submit: Submit) -> tuple[int, ...]:
+        if submit.ids is not None:
+            return submit.ids
+        if submit.text is not None:
+            return self.encode_text(submit.text, add_bos=True)
+        return self.encode_rendered(self.render(submit.chat or ()))
+
+    def _encode_scored(self, submit: Submit, continuation: str | tuple[int, ...]) -> tuple[tuple[int, ...], int]:
+        """Prompt with continuation, and where the continuation begins.
+
+        Text continues text: both are encoded as one, since a border between tokens need not be one between the texts.
+        The first token that differs from the prompt alone is the first of the continuation.
+        """
+        prompt = self._encode_prompt(submit)
+        if not isinstance(continuation, str):
+            return prompt + continuation, len(prompt)
+        if submit.ids is not None:
+            return prompt + self.encode_text(continuation, add_bos=False), len(prompt)
+        if submit.text is not None:
+            whole = self.encode_text(submit.text + continuation, add_bos=True)
+        else:
+            whole = self.encode_rendered(self.render(submit.chat or ()) + continuation)
+        same = next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), len(prompt))
+        return whole, min(same, len(whole) - 1)
+
+    def _check_length(self, num_ids: int, *, scores_only: bool) -> None:
+        most = self._max_context if scores_only else self._max_context - 1
+        if num_ids > most:
+            raise PromptTooLong(
+                f"prompt: expected <= {most} tokens (max_context {self._max_context}), got {num_ids}",
+                prompt_tokens=num_ids,
+                max_context=self._max_context,
+            )
+
+
+class TokenizerActor(Actor[TokenizerInbox | Encoded]):
+    """Owns the requests whose ids are not known yet."""
+
+    name = "tokenizer"
+
+    def __init__(
+        self,
+        encoder: PromptEncoder,
+        workers: Workers,
+        *,
+        eos_ids: tuple[int, ...],
+        max_context: int,
+        to_scheduler: Callable[[SchedulerInbox], None],
+        to_detokenizer: Callable[[DetokenizerInbox], None],
+        clock: Callable[[], float],
+        capacity: int,
+    ) -> None:
+        super().__init__(capacity=capacity)
+        self._encoder = encoder
+        self._workers = workers
+        self._eos_ids = eos_ids
+        self._max_context = max_context
+        self._to_scheduler = to_scheduler
+        self._to_detokenizer = to_detokenizer
+        self._clock = clock
+        self._encoding: dict[int, tuple[Submit, float]] = {}
+
+    def handle(self, message: TokenizerInbox | Encoded) -> None:
+        """Begin, give up or let in a request."""
+        match message:
+            case Submit():
+                self._begin(message)
+            case Cancel():
+                self._cancel(message)
+            case Encoded():
+                self._admit(message)
+            case _:
+                assert_never(message)
+
+    def _begin(self, submit: Submit) -> None:
+        self._encoding[submit.request_id] = (submit, self._clock())
+        if submit.ids is not None and not isinstance(submit.continuation, str):
+            self._admit(_try_encode(self._encoder, submit))  # nothing to tokenize: no thread
+        else:
+            self._workers.submit(partial(_try_encode, self._encoder, submit), self._encoded)
+
+    def _encoded(self, encoded: Encoded | None, error: BaseException | None) -> None:
+        assert encoded is not None, f"encoding reports its own errors, got {error!r}"
+        self.post(encoded)
+
+    def _cancel(self, cancel: Cancel) -> None:
+        if self._encoding.pop(cancel.request_id, None) is None:
+            self._to_scheduler(cancel)
+        else:
+            self._to_detokenizer(Refused(request_id=cancel.request_id, code=cancel.reason))
+
+    def _admit(self, encoded: Encoded) -> None:
+        submit, arrived = self._encoding.pop(encoded.request_id, (None, 0.0))
+        if submit is None:
+            return  # cancelled meanwhile
+        if encoded.error is not None:
+            self._to_detokenizer(_refuse(encoded.request_id, encoded.error))
+            return
+        sampling = submit.sampling
+        stop_ids = sampling.stop_ids if sampling.ignore_eos else (*self._eos_ids, *sampling.stop_ids)
+        self._to_detokenizer(
+            Open(
+                request_id=submit.request_id,
+                prompt_ids=encoded.ids,
+                sampling=sampling,
+                stop_ids=stop_ids,
+                score_from=encoded.score_from,
+                num_sequences=submit.num_sequences,
+                tokenized_seconds=self._clock() - arrived,
+            )
+        )
+        self._to_scheduler(
+            Admit(
+                request_id=submit.request_id,
+                prompt_ids=encoded.ids,
+                sampling=sampling,
+                max_tokens=self._max_tokens(submit, len(encoded.ids)),
+                stop_ids=stop_ids,
+                score_from=encoded.score_from,
+                num_sequences=submit.num_sequences,
+                scope=submit.scope,
+                tenant=submit.tenant,
+                priority=submit.priority,
+            )
+        )
+
+    def _max_tokens(self, submit: Submit, num_ids: int) -> int:
+        if submit.continuation is not None:
+            return 0
+        room = self._max_context - num_ids
+        return room if submit.sampling.max_tokens is None else min(room, submit.sampling.max_tokens)
+
+
+def _try_encode(encoder: PromptEncoder, submit: Submit) -> Encoded:
+    try:
+        return encoder.encode(submit)
+    except Exception as e:  # one request's error, whatever it is, ends that request alone
+        return Encoded(request_id=submit.request_id, error=e)
+
+
+def _refuse(request_id: int, error: BaseException) -> Refused:
+    if not isinstance(error, StreamgenError):
+        logger.debug("a prompt could not be encoded", exc_info=error)
+        return Refused(request_id=request_id, code="error", message=f"encoding failed: {type(error).__name__}")
+    details = {k: v for k, v in vars(error).items() if k in ("prompt_tokens", "max_context", "param")}
+    return Refused(request_id=request_id, code=error.code, message=error.message, details=details)

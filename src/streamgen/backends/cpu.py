@@ -1,0 +1,333 @@
+"""The CPU backend: lowers a program to `csrc/cpu/program.cpp`, which runs a whole step in one call without the GIL.
+
+Weights are packed once, straight from the memory map, into one aligned block in the layout of `csrc/cpu/kernels.h`;
+weights that read the same input lie side by side as one matrix, and a tied head is the embedding matrix itself. Torch is
+never imported.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+from msgspec import Struct
+
+from streamgen.backends.base import (
+    HEAD_ROWS,
+    Float32Array,
+    Int32Array,
+    LoadOptions,
+    StepInputs,
+    StepOutputs,
+    Weights,
+)
+from streamgen.errors import KernelUnavailable
+from streamgen.models.program import (
+    Attend,
+    BufferKind,
+    Embed,
+    GatedMul,
+    Linear,
+    LinearWeight,
+    Op,
+    Program,
+    RmsNorm,
+    Rope,
+    View,
+    op_views,
+)
+from streamgen.quantization.base import TensorType, row_bytes
+from streamgen.quantization.gguf_blocks import dequantize
+
+if TYPE_CHECKING:
+    from streamgen import _cpu
+
+ISA_VARIABLE = "STREAMGEN_CPU_ISA"  # lowers the instruction set, for tests; read when a model is loaded
+
+_DTYPES = {"float32": TensorType.F32, "bfloat16": TensorType.BF16}
+_ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2}
+_PANEL = 16  # rows of a packed weight that lie together
+_ALIGNMENT = 128  # bytes between packed weights
+
+
+class CpuBackend:
+    """Own kernels for float32 and bfloat16; see `docs/kernels.md`."""
+
+    name = "cpu"
+
+    def unsupported_reasons(self, program: Program, dtype: str) -> list[str]:
+        """Why this backend cannot run the program here; empty if it can."""
+        reasons = []
+        if dtype not in _DTYPES:
+            reasons.append(f"dtype: expected one of {', '.join(_DTYPES)}, got {dtype}")
+        try:
+            chosen_isa()
+        except KernelUnavailable as error:
+            reasons.append(str(error))
+        for op in program.ops:
+            if isinstance(op, Attend) and (op.head_dim % 2 or op.head_dim > 256):
+                reasons.append(f"head_dim: expected an even number up to 256, got {op.head_dim}")
+                break
+        return reasons
+
+    def weight_bytes(self, program: Program, dtype: str) -> int:
+        """Bytes of the packed weights."""
+        vectors = sum(size for _, size in program.vector_names())
+        return _Layout(program, _DTYPES[dtype]).num_bytes + 4 * vectors
+
+    def page_bytes(self, program: Program, dtype: str, page_size: int) -> int:
+        """Bytes of one page over all layers, keys and values."""
+        element = row_bytes(_DTYPES[dtype], 1)
+        return 2 * program.num_layers * page_size * program.num_kv_heads * program.head_dim * element
+
+    def workspace_bytes(self, program: Program, options: LoadOptions) -> int:
+        """Bytes of activations, logits, rope tables and sampling scratch."""
+        element = row_bytes(_DTYPES[options.dtype], 1)
+        total = 0
+        for index, buffer in enumerate(program.buffers):
+            rows = _head_rows(options) if index in _head_only(program) else options.max_rows
+            total += rows * _round_up(buffer.width * (4 if buffer.kind is BufferKind.STREAM else element), 64)
+        ropes = sum(options.max_rows * len(rope.inv_freq) * 8 for rope in program.ropes)
+        return total + ropes + options.threads * (program.vocab_size * 24 + (1 << 20))
+
+    def load(
+        self, program: Program, weights: Weights, options: LoadOptions, on_bytes: Callable[[int], None]
+    ) -> CpuModel:
+        """Pack the weights and allocate the pages; `on_bytes` hears the packed bytes as they grow."""
+        return CpuModel(program, weights, options, on_bytes)
+
+
+class CpuModel:
+    """A program with its packed weights, pages and thread pool. Used by one thread at a time."""
+
+    def __init__(self, program: Program, weights: Weights, options: LoadOptions, on_bytes: Callable[[int], None]) -> None:
+        from streamgen import _cpu
+
+        self._dtype = _DTYPES[options.dtype]
+        self._isa = chosen_isa()
+        self._vocab = program.vocab_size
+        self._pool: _cpu.Pool | None = _cpu.Pool(options.threads)
+        self._layout = _Layout(program, self._dtype)
+        self._weights: _cpu.Memory | None = _cpu.Memory(self._layout.num_bytes, True)
+        self._vectors: list[Float32Array] = []  # norm weights and biases, alive as long as the program
+        self._pack(weights, on_bytes)
+        self._program: _cpu.Program | None = _cpu.Program(
+            self._pool,
+            self._isa,
+            int(self._dtype),
+            options.max_rows,
+            _head_rows(options),
+            program.num_layers,
+            program.num_kv_heads,
+            program.head_dim,
+            options.page_size,
+            options.num_pages,
+            program.vocab_size,
+        )
+        self._lower(program, weights)
+
+    def step(self, inputs: StepInputs, outputs: StepOutputs) -> None:
+        """Run the whole program once; see `StepInputs` and `StepOutputs`."""
+        assert self._program is not None, "the model is closed"
+        self._program.step(
+            inputs.tokens.ctypes.data,
+            inputs.tokens.shape[1],
+            inputs.page_tables.ctypes.data,
+            inputs.page_tables.shape[1],
+            inputs.tokens.shape[0],
+            inputs.slots.ctypes.data,
+            inputs.starts.ctypes.data,
+            inputs.counts.ctypes.data,
+            len(inputs.slots),
+            inputs.samples.ctypes.data,
+            len(inputs.samples),
+            inputs.bias_ids.ctypes.data,
+            inputs.bias_values.ctypes.data,
+            inputs.ban_ids.ctypes.data,
+            inputs.masks.ctypes.data,
+            self._vocab,
+            outputs.token.ctypes.data,
+            outputs.logprob.ctypes.data,
+            outputs.rank.ctypes.data,
+            outputs.top_ids.ctypes.data,
+            outputs.top_logprobs.ctypes.data,
+            outputs.top_ids.shape[1],
+        )
+
+    def copy_pages(self, pairs: Int32Array) -> None:
+        """Copy pages pairs[i, 0] -> pairs[i, 1], all layers, in order."""
+        assert self._program is not None, "the model is closed"
+        pairs = np.ascontiguousarray(pairs, np.int32)
+        self._program.copy_pages(pairs.ctypes.data, len(pairs))
+
+    def close(self) -> None:
+        """Free weights, pages and threads; idempotent."""
+        self._program = None
+        self._pool = None
+        self._weights = None
+        self._vectors.clear()
+
+    def _pack(self, weights: Weights, on_bytes: Callable[[int], None]) -> None:
+        from streamgen import _cpu
+
+        assert self._pool is not None and self._weights is not None
+        packed = 0
+        for region in self._layout.regions:
+            row = 0
+            for weight in region.weights:
+                raw = weights.matrix(weight.name, weight.rows, weight.columns)
+                _cpu.pack(
+                    self._pool,
+                    self._isa,
+                    raw.data.ctypes.data,
+                    row_bytes(raw.info.type, weight.columns),
+                    int(raw.info.type),
+                    self._weights.address + region.offset,
+                    int(self._dtype),
+                    weight.rows,
+                    weight.columns,
+                    row,
+                    raw.rope_heads or 0,
+                )
+                weights.done(raw)
+                row += weight.rows
+                packed += weight.rows * weight.columns * row_bytes(self._dtype, 1)
+                on_bytes(packed)
+
+    def _lower(self, program: Program, weights: Weights) -> None:
+        assert self._program is not None
+        native = self._program
+        head_only = _head_only(program)
+        for index, buffer in enumerate(program.buffers):
+            native.add_buffer(buffer.width, buffer.kind is BufferKind.OPERAND, index in head_only)
+        for rope in program.ropes:
+            native.add_rope(list(rope.inv_freq), rope.scale)
+        for op in program.ops[: program.split]:
+            self._add(op, weights)
+        native.split(_view(program.selected), _view(program.gathered))
+        for op in program.ops[program.split :]:
+            self._add(op, weights)
+        native.finish(_view(program.logits))
+
+    def _add(self, op: Op, weights: Weights) -> None:
+        native = self._program
+        assert native is not None
+        match op:
+            case Embed():
+                native.add_embed(_view(op.out), self._address((op.weight,)), op.scale)
+            case RmsNorm():
+                weight = self._vector(dequantize(weights.vector(op.weight, op.x.width // op.groups)))
+                native.add_rms_norm(_view(op.x), _view(op.out), weight, op.eps, op.offset, op.groups)
+            case Linear():
+                bias = self._bias(op, weights)
+                native.add_linear(_view(op.x), _view(op.out), self._address(op.weights), bias, op.accumulate)
+            case Rope():
+                native.add_rotation(_view(op.x), op.num_heads, op.head_dim, op.table)
+            case Attend():
+                native.add_attend(
+                    _view(op.q),
+                    _view(op.k),
+                    _view(op.v),
+                    _view(op.out),
+                    op.layer,
+                    op.num_heads,
+                    op.num_kv_heads,
+                    op.head_dim,
+                    op.window or 0,
+                    op.scale,
+                    op.softcap or 0.0,
+                )
+            case GatedMul():
+                native.add_gated_mul(_view(op.gate), _view(op.up), _view(op.out), _ACTIVATIONS[op.activation])
+
+    def _address(self, weights: tuple[LinearWeight, ...]) -> int:
+        assert self._weights is not None
+        return self._weights.address + self._layout.offset(weights)
+
+    def _vector(self, values: Float32Array) -> int:
+        values = np.ascontiguousarray(values, np.float32)
+        self._vectors.append(values)
+        return values.ctypes.data
+
+    def _bias(self, op: Linear, weights: Weights) -> int:
+        if all(weight.bias is None for weight in op.weights):
+            return 0
+        parts = [
+            dequantize(weights.vector(w.bias, w.rows)) if w.bias is not None else np.zeros(w.rows, np.float32)
+            for w in op.weights
+        ]
+        return self._vector(np.concatenate(parts))
+
+
+def chosen_isa() -> str:
+    """The instruction set that will be used: the best one here, or what STREAMGEN_CPU_ISA lowers it to.
+
+    Raises:
+        KernelUnavailable: the extension is not built, or the variable names something else than isa_names().
+    """
+    try:
+        from streamgen import _cpu
+    except ImportError as error:
+        raise KernelUnavailable(f"the CPU extension is not built: {error}; install streamgen with pip") from error
+    names = _cpu.isa_names()
+    wanted = os.environ.get(ISA_VARIABLE)
+    if not wanted:
+        return names[0]
+    if wanted not in names:
+        raise KernelUnavailable(f"{ISA_VARIABLE}: expected one of {', '.join(names)} on this processor, got {wanted}")
+    return wanted
+
+
+class _Region(Struct, frozen=True):
+    """Weights packed side by side as one matrix, `offset` bytes into the block."""
+
+    weights: tuple[LinearWeight, ...]
+    offset: int
+
+
+class _Layout:
+    """Where each packed matrix lies."""
+
+    def __init__(self, program: Program, dtype: TensorType) -> None:
+        self.regions: list[_Region] = []
+        self.num_bytes = 0
+        self._offsets: dict[tuple[str, ...], int] = {}
+        for op in program.ops:
+            weights = op.weights if isinstance(op, Linear) else (op.weight,) if isinstance(op, Embed) else ()
+            if weights and _names(weights) not in self._offsets:
+                self._place(weights, dtype)
+
+    def offset(self, weights: tuple[LinearWeight, ...]) -> int:
+        """Bytes into the block."""
+        return self._offsets[_names(weights)]
+
+    def _place(self, weights: tuple[LinearWeight, ...], dtype: TensorType) -> None:
+        self._offsets[_names(weights)] = self.num_bytes
+        self.regions.append(_Region(weights, self.num_bytes))
+        rows = _round_up(sum(w.rows for w in weights), _PANEL)
+        columns = _round_up(weights[0].columns, 2)
+        self.num_bytes += _round_up(rows * columns * row_bytes(dtype, 1), _ALIGNMENT)
+
+
+def _names(weights: tuple[LinearWeight, ...]) -> tuple[str, ...]:
+    return tuple(w.name for w in weights)
+
+
+def _view(view: View) -> tuple[int, int, int]:
+    return view.buffer, view.offset, view.width
+
+
+def _head_rows(options: LoadOptions) -> int:
+    return min(HEAD_ROWS, options.max_rows)
+
+
+def _head_only(program: Program) -> set[int]:
+    """Buffers that no op before the split names: they need only HEAD_ROWS rows."""
+    body = {view.buffer for op in program.ops[: program.split] for view in op_views(op).values()}
+    return set(range(len(program.buffers))) - body
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

@@ -1,0 +1,249 @@
+"""The options of an engine, checked once when they are made, and what opening a model reports.
+
+Nothing here touches a file or a device. An option that the contract names but this version does not have is refused, so
+that it is never silently ignored.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+
+from streamgen.errors import ConfigError
+
+DTYPES = ("auto", "float32", "bfloat16")
+MAX_QUEUED = 1_000_000
+MAX_RUNNING = 65_536
+
+_UNITS = {
+    "": 1,
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+}
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)\s{0,4}([A-Za-z]{0,3})")
+
+
+class EngineState(StrEnum):
+    """Where an engine is in its life."""
+
+    NEW = "new"
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    ASLEEP = "asleep"
+    FAILED = "failed"
+    CLOSED = "closed"
+
+
+class LoadProgress(Struct, frozen=True, kw_only=True):
+    """How far opening a model is.
+
+    stage   what is done now: "download", "read", "pack" ...
+    done    bytes (or items) of it
+    total   of how many; None where that is not known
+    """
+
+    stage: str
+    done: int
+    total: int | None = None
+
+
+class MemoryPlan(Struct, frozen=True, kw_only=True):
+    """What an engine takes, in bytes, before it takes it.
+
+    weights      packed weights
+    cache        the KV cache: num_pages * page_bytes
+    workspace    activations and scratch of the largest step
+    headroom     what stays free of the memory this process may use
+    page_bytes   one page over all layers
+    max_context  most tokens of one sequence, prompt and output
+    """
+
+    weights: int
+    cache: int
+    workspace: int
+    headroom: int
+    page_bytes: int
+    num_pages: int
+    max_context: int
+    max_running: int = 0
+    page_size: int = 16
+    dtype: str = "float32"
+    backend: str = "cpu"
+
+    @property
+    def total(self) -> int:
+        """Weights, cache and workspace together."""
+        return self.weights + self.cache + self.workspace
+
+
+class EngineOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Every option of `Engine`. `None` leaves the choice to the plan, the checkpoint or the machine.
+
+    Raises:
+        ConfigError: a value cannot be used; `option` names it.
+    """
+
+    model: str | None = None
+    device: str | tuple[str, ...] = "auto"
+    dtype: str = "auto"
+    quantization: str | None = None
+    kv_memory: str | float | None = None
+    kv_dtype: str = "auto"
+    max_context: int | None = None
+    max_running: int | None = None
+    max_queued: int = 256
+    isolation: str = "thread"
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    speculation: Any = None
+    prefix_cache: bool = True
+    deterministic: bool = False
+    seed: int | None = None
+    threads: int | None = None
+    step_budget_ms: float | None = None
+    tenants: Any = None
+    grammars: Any = ()
+    idle_sleep: float | None = None
+    chat_template: str | None = None
+    offline: bool = False
+    revision: str | None = None
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_available(self)
+        _check_values(self)
+
+
+def make_options(model: str | Path | None, fields: Mapping[str, Any]) -> EngineOptions:
+    """Options from the arguments of `Engine`.
+
+    Raises:
+        ConfigError: an unknown option (the nearest known name is suggested), or a value that cannot be used.
+    """
+    for name in fields:
+        if name not in EngineOptions.__struct_fields__ or name == "model":
+            near = get_close_matches(name, (*EngineOptions.__struct_fields__[1:], "on_progress"), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"unknown option {name!r}{hint}", option=name)
+    if isinstance(model, Path):
+        model = str(model)
+    device = fields.get("device", "auto")
+    if isinstance(device, list):
+        fields = {**fields, "device": tuple(device)}
+    return EngineOptions(model=model, **fields)
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of a size like "2GiB", "512 MB" or "1048576".
+
+    Raises:
+        ValueError: the text is not a size.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    unit = _UNITS.get(match[2].lower()) if match else None
+    if match is None or unit is None:
+        raise ValueError(f"expected a size like '2GiB' or '512MB', got {text[:40]!r}")
+    return int(float(match[1]) * unit)
+
+
+# What a later version brings: option -> (does this value work today, what works today).
+_NOT_YET: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "device": (lambda v: v in ("auto", "cpu", ("auto",), ("cpu",)), "'auto' or 'cpu'"),
+    "quantization": (lambda v: v is None, "None, what the checkpoint says"),
+    "kv_dtype": (lambda v: v == "auto", "'auto'"),
+    "isolation": (lambda v: v == "thread", "'thread'"),
+    "tensor_parallel": (lambda v: v == 1, "1"),
+    "pipeline_parallel": (lambda v: v == 1, "1"),
+    "speculation": (lambda v: v is None, "None"),
+    "step_budget_ms": (lambda v: v is None, "None"),
+    "tenants": (lambda v: v is None or v == {}, "None"),
+    "grammars": (lambda v: isinstance(v, Sequence) and len(v) == 0, "()"),
+    "idle_sleep": (lambda v: v is None, "None"),
+}
+
+
+def _check_available(options: EngineOptions) -> None:
+    for name, (works, wanted) in _NOT_YET.items():
+        value = getattr(options, name)
+        if not works(value):
+            shown = repr(value) if isinstance(value, str | int | float) else type(value).__name__
+            raise ConfigError(f"{name}: {shown[:60]} is not available in this version; use {wanted}", option=name)
+    if options.dtype == "float16":
+        raise ConfigError(
+            "dtype: 'float16' is not available in this version; use 'auto', 'float32' or 'bfloat16'", option="dtype"
+        )
+
+
+def _check_values(options: EngineOptions) -> None:
+    for name in ("model", "chat_template", "revision", "name"):
+        _check_text(name, getattr(options, name))
+    if options.dtype not in DTYPES:
+        raise ConfigError(
+            f"dtype: expected one of {', '.join(DTYPES)}, got {str(options.dtype)[:40]!r}", option="dtype"
+        )
+    for name in ("prefix_cache", "deterministic", "offline"):
+        value = getattr(options, name)
+        if not isinstance(value, bool):
+            raise ConfigError(f"{name}: expected True or False, got {type(value).__name__}", option=name)
+    _check_int("max_context", options.max_context, low=2, high=2**31 - 1)
+    _check_int("max_running", options.max_running, low=1, high=MAX_RUNNING)
+    _check_int("max_queued", options.max_queued, low=0, high=MAX_QUEUED, optional=False)
+    _check_int("seed", options.seed, low=0, high=2**64 - 1)
+    _check_int("threads", options.threads, low=1, high=4096)
+    _check_kv_memory(options.kv_memory)
+
+
+def _check_text(name: str, value: Any) -> None:
+    if value is None:
+        return
+    if not isinstance(value, str):
+        raise ConfigError(f"{name}: expected a string, got {type(value).__name__}", option=name)
+    if not value:
+        raise ConfigError(f"{name}: expected a string that is not empty, got ''", option=name)
+
+
+def _check_int(name: str, value: Any, *, low: int, high: int, optional: bool = True) -> None:
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(f"{name}: expected an integer, got {type(value).__name__}", option=name)
+    if not low <= value <= high:
+        wanted = f">= {low}" if value < low else f"<= {high}"
+        raise ConfigError(f"{name}: expected {wanted}, got {value}", option=name)
+
+
+def _check_kv_memory(value: Any) -> None:
+    if value is None:
+        return
+    if isinstance(value, str):
+        try:
+            size = parse_bytes(value)
+        except ValueError as e:
+            raise ConfigError(f"kv_memory: {e}", option="kv_memory") from None
+        if size == 0:
+            raise ConfigError("kv_memory: expected more than 0 bytes", option="kv_memory")
+    elif isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(
+            f"kv_memory: expected a size like '2GiB' or a share of free memory, got {type(value).__name__}",
+            option="kv_memory",
+        )
+    elif not (math.isfinite(value) and 0.0 < value < 1.0):
+        raise ConfigError(
+            f"kv_memory: expected a share of free memory > 0 and < 1 (or a size like '2GiB'), got {value}",
+            option="kv_memory",
+        )

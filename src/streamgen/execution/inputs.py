@@ -1,0 +1,133 @@
+"""A plan as arrays: which rows run, and which of them go through the head."""
+
+from __future__ import annotations
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from streamgen.backends.base import SAMPLE_ROW, Float32Array, Int32Array, StepInputs
+from streamgen.execution.slots import ScoreRange, Slots
+from streamgen.messages import StepPlan
+
+_NO_IDS: Int32Array = np.zeros(0, np.int32)
+_NO_VALUES: Float32Array = np.zeros(0, np.float32)
+_NO_MASKS: NDArray[np.uint32] = np.zeros((0, 0), np.uint32)
+
+
+class HeadRows(Struct):
+    """The rows of a step that go through the head.
+
+    rows       SAMPLE_ROW [n], ascending by row
+    samples    per sequence, how many of its rows draw a token; scores likewise how many only score the next id.
+               A sequence's scoring rows come before its drawing rows
+    """
+
+    rows: NDArray[np.void]
+    samples: tuple[int, ...]
+    scores: list[int]
+
+
+def make_inputs(plan: StepPlan, slots: Slots) -> tuple[StepInputs, HeadRows]:
+    """The arrays of a step; `slots` has taken the plan's begins, pages and drafts already."""
+    slot_array = np.array(plan.slots, np.int32)
+    starts = np.array(plan.starts, np.int32)
+    counts = np.array(plan.counts, np.int32)
+    first_rows = np.cumsum(counts, dtype=np.int32) - counts
+    if max(plan.samples) <= 1 and not slots.scores:
+        head = _one_row_each(plan, slots, slot_array, starts, counts, first_rows)
+    else:
+        head = _several_rows(plan, slots, first_rows.tolist())
+    bias_ids, bias_values = _fill_biases(head.rows, slots)
+    inputs = StepInputs(
+        tokens=slots.tokens,
+        page_tables=slots.page_tables,
+        slots=slot_array,
+        starts=starts,
+        counts=counts,
+        samples=head.rows,
+        bias_ids=bias_ids,
+        bias_values=bias_values,
+        ban_ids=_fill_bans(head.rows, slots),
+        masks=_NO_MASKS,
+    )
+    return inputs, head
+
+
+def _one_row_each(
+    plan: StepPlan, slots: Slots, slot_array: Int32Array, starts: Int32Array, counts: Int32Array, first_rows: Int32Array
+) -> HeadRows:
+    """The usual step: a sequence draws one token from its last row, or none."""
+    drawing = np.array(plan.samples, np.int32) > 0
+    rows = slots.templates[slot_array[drawing]]
+    last = counts[drawing] - 1
+    rows["row"] = first_rows[drawing] + last
+    rows["position"] = starts[drawing] + last
+    return HeadRows(rows, plan.samples, [0] * len(plan.slots))
+
+
+def _several_rows(plan: StepPlan, slots: Slots, first_rows: list[int]) -> HeadRows:
+    """Some sequence verifies drafts or scores its prompt."""
+    parts: list[NDArray[np.void]] = []
+    num_scores: list[int] = []
+    for slot, start, count, samples, first in zip(
+        plan.slots, plan.starts, plan.counts, plan.samples, first_rows, strict=True
+    ):
+        wanted = slots.scores.get(slot)
+        scored = range(0) if wanted is None else _score_positions(wanted, start, count)
+        num_scores.append(len(scored))
+        if wanted is not None and scored:
+            parts.append(_score_rows(slots, slot, scored, first - start, wanted.num_top))
+        if wanted is not None and start + count >= wanted.last - 1:
+            del slots.scores[slot]  # nothing is left to score: later steps of this slot take the usual path
+        if samples:
+            positions = np.arange(start + count - samples, start + count, dtype=np.int32)
+            rows = np.repeat(slots.templates[slot : slot + 1], samples)
+            rows["row"] = positions + (first - start)
+            rows["position"] = positions
+            rows["write"] = samples == 1
+            parts.append(rows)
+    rows = np.concatenate(parts) if parts else np.zeros(0, SAMPLE_ROW)
+    return HeadRows(rows, plan.samples, num_scores)
+
+
+def _score_positions(wanted: ScoreRange, start: int, count: int) -> range:
+    """Positions of this chunk whose next id is a prompt token that wants a log-probability."""
+    return range(max(start, wanted.first - 1), min(start + count, wanted.last - 1))
+
+
+def _score_rows(slots: Slots, slot: int, positions: range, row_offset: int, num_top: int) -> NDArray[np.void]:
+    where = np.arange(positions.start, positions.stop, dtype=np.int32)
+    rows = np.repeat(slots.templates[slot : slot + 1], len(where))
+    rows["row"] = where + row_offset
+    rows["position"] = where
+    rows["target"] = slots.tokens[slot, where + 1]
+    rows["write"] = 0
+    rows["num_top"] = num_top
+    return rows
+
+
+def _fill_biases(rows: NDArray[np.void], slots: Slots) -> tuple[Int32Array, Float32Array]:
+    if not slots.biases:
+        return _NO_IDS, _NO_VALUES
+    ids: list[int] = []
+    values: list[float] = []
+    for row in rows:
+        bias = slots.biases.get(int(row["slot"]))
+        if bias:
+            row["bias_start"], row["bias_count"] = len(ids), len(bias)
+            ids.extend(bias.keys())
+            values.extend(bias.values())
+    return np.array(ids, np.int32), np.array(values, np.float32)
+
+
+def _fill_bans(rows: NDArray[np.void], slots: Slots) -> Int32Array:
+    if not slots.bans:
+        return _NO_IDS
+    ids: list[int] = []
+    for row in rows:
+        bans = slots.bans.get(int(row["slot"]))
+        if bans is not None and row["position"] + 1 < bans.min_length:
+            row["ban_start"], row["ban_count"] = len(ids), len(bans.ids)
+            ids.extend(bans.ids)
+    return np.array(ids, np.int32)

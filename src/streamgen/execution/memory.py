@@ -1,0 +1,127 @@
+"""The memory of an engine in bytes, before any of it is taken.
+
+    weights     what the backend packs
+    workspace   activations of the largest step
+    cache       pages: what `kv_memory` says, else as much as the weights, at least 1 GiB, at most half of what is free
+
+Only headers are read for it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from streamgen.backends.base import Backend, LoadOptions
+from streamgen.config import EngineOptions, MemoryPlan, parse_bytes
+from streamgen.errors import ConfigError, InsufficientMemory
+from streamgen.models.config import ModelConfig
+from streamgen.models.program import Program
+
+PAGE_SIZE = 16
+STEP_ROWS = 512  # token budget of one step
+DEFAULT_RUNNING = 256
+_DEFAULT_CACHE = 1 << 30
+_GIB = 1 << 30
+
+
+def available_memory() -> int:
+    """Bytes that this process may still take: free memory of the system, cut to what its cgroup leaves."""
+    return min(_system_available(), _cgroup_available())
+
+
+def plan_memory(
+    options: EngineOptions, config: ModelConfig, program: Program, backend: Backend, *, dtype: str, threads: int
+) -> MemoryPlan:
+    """Decide the sizes of the cache.
+
+    Raises:
+        InsufficientMemory: weights, workspace and the smallest cache do not fit; the message says what would.
+        ConfigError: kv_memory or max_context cannot be met.
+    """
+    free = available_memory()
+    page_bytes = backend.page_bytes(program, dtype, PAGE_SIZE)
+    weights = backend.weight_bytes(program, dtype)
+    wanted_context = options.max_context or config.max_context
+    load = LoadOptions(
+        dtype=dtype, max_rows=STEP_ROWS, num_pages=1, page_size=PAGE_SIZE, max_context=wanted_context, threads=threads
+    )
+    workspace = backend.workspace_bytes(program, load)
+    left = free - weights - workspace
+    cache = _cache_bytes(options.kv_memory, left=left, weights=weights, free=free)
+    if left < page_bytes or cache > left:
+        smallest = weights + workspace + page_bytes
+        raise InsufficientMemory(
+            f"the model needs {_gib(weights)} of weights, {_gib(workspace)} of workspace and {_gib(max(cache, page_bytes))} "
+            f"of cache, {_gib(free)} are free; kv_memory up to {max(0, left)} bytes would fit"
+            + ("" if left > page_bytes else f" only with {_gib(smallest)} free")
+        )
+    num_pages = max(1, cache // page_bytes)
+    max_context = _fit_context(options.max_context, config.max_context, num_pages)
+    num_pages = min(num_pages, _max_running(options) * (-(-max_context // PAGE_SIZE) + 1))
+    return MemoryPlan(
+        weights=weights,
+        cache=num_pages * page_bytes,
+        workspace=workspace,
+        headroom=left - num_pages * page_bytes,
+        page_bytes=page_bytes,
+        num_pages=num_pages,
+        max_context=max_context,
+        max_running=_max_running(options),
+        page_size=PAGE_SIZE,
+        dtype=dtype,
+        backend=backend.name,
+    )
+
+
+def _max_running(options: EngineOptions) -> int:
+    return options.max_running or DEFAULT_RUNNING
+
+
+def _cache_bytes(kv_memory: str | float | None, *, left: int, weights: int, free: int) -> int:
+    """A size is taken as it is, a number up to 1 is a share of what is free."""
+    if kv_memory is None:
+        return max(0, min(left // 2, max(_DEFAULT_CACHE, weights)))
+    if isinstance(kv_memory, str):
+        return parse_bytes(kv_memory)
+    return int(kv_memory * free)
+
+
+def _fit_context(asked: int | None, longest: int, num_pages: int) -> int:
+    """The longest sequence: what was asked for if the cache holds it, else what both model and cache allow."""
+    capacity = num_pages * PAGE_SIZE
+    if asked is None:
+        return min(longest, capacity)
+    if asked > longest:
+        raise ConfigError(f"max_context: the model was made for {longest} tokens, got {asked}", option="max_context")
+    if asked > capacity:
+        raise ConfigError(
+            f"max_context: the cache holds {capacity} tokens, got {asked}; raise kv_memory", option="max_context"
+        )
+    return asked
+
+
+def _gib(size: int) -> str:
+    return f"{size / _GIB:.2f} GiB"
+
+
+def _system_available() -> int:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _cgroup_available() -> int:
+    """What the memory limit leaves; without a limit, more than any machine has."""
+    root = Path("/sys/fs/cgroup")
+    try:
+        limit = (root / "memory.max").read_text().strip()
+        if limit != "max":
+            return max(0, int(limit) - int((root / "memory.current").read_text()))
+    except (OSError, ValueError):
+        pass
+    return 1 << 62

@@ -1,0 +1,108 @@
+"""The executor's state of every running sequence, by slot: ids, page table, and what its sampler needs.
+
+Owned by the device thread. The scheduler decides which sequence has which slot and page; a slot's rows here are
+overwritten when the next sequence takes it.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from streamgen.backends.base import SAMPLE_ROW, Int32Array
+from streamgen.messages import Begin
+
+
+_T = TypeVar("_T")
+
+
+class ScoreRange(Struct, frozen=True):
+    """Prompt positions [first, last) whose tokens' log-probabilities are wanted, with `num_top` alternatives each."""
+
+    first: int
+    last: int
+    num_top: int
+
+
+class Bans(Struct, frozen=True):
+    """Ids that may not be drawn while the sequence is shorter than `min_length`."""
+
+    ids: tuple[int, ...]
+    min_length: int
+
+
+class Slots:
+    """Arrays with one row per slot.
+
+    tokens        int32 [num_slots, max_context + 1], ids by absolute position
+    page_tables   int32 [num_slots, max_pages]
+    templates     SAMPLE_ROW [num_slots], everything of a sample row that does not change from step to step
+    biases, bans, scores   only for the slots that have them, so that others cost nothing
+    """
+
+    def __init__(self, *, num_slots: int, max_context: int, page_size: int) -> None:
+        self.tokens: Int32Array = np.zeros((num_slots, max_context + 1), np.int32)
+        self.page_tables: Int32Array = np.zeros((num_slots, -(-(max_context + 1) // page_size)), np.int32)
+        self.templates: NDArray[np.void] = np.zeros(num_slots, SAMPLE_ROW)
+        self.biases: dict[int, dict[int, float]] = {}
+        self.bans: dict[int, Bans] = {}
+        self.scores: dict[int, ScoreRange] = {}
+        self._num_pages = [0] * num_slots
+
+    def begin(self, begin: Begin) -> None:
+        """A sequence takes a slot."""
+        slot = begin.slot
+        self.tokens[slot, : len(begin.ids)] = begin.ids
+        self._num_pages[slot] = 0
+        self.append_pages(slot, begin.pages)
+        self._fill_template(begin)
+        sampling = begin.sampling
+        _set_or_drop(self.biases, slot, sampling.logit_bias or None)
+        bans = Bans(begin.stop_ids, begin.min_length) if begin.stop_ids and begin.min_length > begin.num_prompt else None
+        _set_or_drop(self.bans, slot, bans)
+        score = None
+        if begin.score_from is not None:
+            score = ScoreRange(begin.score_from, begin.num_prompt, sampling.prompt_logprobs or 0)
+        _set_or_drop(self.scores, slot, score)
+
+    def append_pages(self, slot: int, pages: tuple[int, ...]) -> None:
+        """More pages at the end of a slot's page table."""
+        start = self._num_pages[slot]
+        self.page_tables[slot, start : start + len(pages)] = pages
+        self._num_pages[slot] = start + len(pages)
+
+    def write_ids(self, slot: int, position: int, ids: tuple[int, ...]) -> None:
+        """Drafts to verify, or the correction after a rollback."""
+        self.tokens[slot, position : position + len(ids)] = ids
+
+    def _fill_template(self, begin: Begin) -> None:
+        sampling, row = begin.sampling, self.templates[begin.slot]
+        row["slot"] = begin.slot
+        row["target"] = -1
+        row["write"] = 1
+        row["num_top"] = -1 if sampling.logprobs is None else sampling.logprobs
+        row["num_prompt"] = begin.num_prompt
+        row["sample_index"] = begin.sample_index
+        row["mask"] = -1
+        for name in (
+            "top_k",
+            "temperature",
+            "top_p",
+            "min_p",
+            "typical_p",
+            "repetition_penalty",
+            "presence_penalty",
+            "frequency_penalty",
+            "seed",
+        ):
+            row[name] = getattr(sampling, name)
+
+
+def _set_or_drop(table: dict[int, _T], slot: int, value: _T | None) -> None:
+    if value is None:
+        table.pop(slot, None)
+    else:
+        table[slot] = value

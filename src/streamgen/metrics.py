@@ -1,0 +1,32 @@
+"""Counters and gauges as plain values: the application decides where they go."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from streamgen.config import EngineState  # noqa: TC001  # msgspec resolves it when it decodes
+
+
+class Stats(Struct, frozen=True, kw_only=True):
+    """A snapshot of an engine. Gauges are of the last scheduler turn; counters are since the engine opened.
+
+    open_requests        submitted and not ended, wherever they are
+    running, waiting     sequences that hold a slot, and that wait for one
+    pages_used           pages that running sequences hold; pages_cached: idle, kept for their prefix
+    requests             requests taken; prompt_tokens, completion_tokens: of those that ended
+    cached_tokens        prompt tokens whose pages were found or shared
+    """
+
+    state: EngineState
+    open_requests: int = 0
+    running: int = 0
+    waiting: int = 0
+    pages_used: int = 0
+    pages_cached: int = 0
+    pages_total: int = 0
+    steps: int = 0
+    preemptions: int = 0
+    requests: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0

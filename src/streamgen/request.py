@@ -1,0 +1,305 @@
+"""One request on the host's side: its arguments, checked when it is made, and its way into the engine thread."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct, structs
+
+from streamgen.errors import InvalidRequest, NotSupported, PromptTooLong
+from streamgen.mailbox import End, Mailbox
+from streamgen.messages import Submit
+from streamgen.prompt import ParsedPrompt, Prompt, check_ids, check_text, parse_prompt
+from streamgen.sampling import ResolvedSampling, Sampling, SamplingFields, make_sampling, resolve_sampling
+
+if TYPE_CHECKING:
+    from streamgen.actors.supervisor import EngineThread, OpenModel
+    from streamgen.completion import FinishReason
+
+MAX_SEQUENCES = 16
+MAX_NAME = 200
+MAX_PRIORITY = 1_000_000
+
+_MASK = 2**64 - 1
+_GOLDEN = 0x9E3779B97F4A7C15  # splitmix64's increment
+
+
+class RequestFields(SamplingFields, total=False):
+    """What `stream`, `generate` and `sample` take beside the prompt and `output`."""
+
+    sampling: Sampling | None
+    tools: Sequence[object]
+    tool_choice: str
+    tenant: str | None
+    priority: int
+    timeout: float | None
+    first_token_timeout: float | None
+    queue_timeout: float | None
+    cache: str
+    adapter: object | None
+    on_slow: str
+    processors: Sequence[object]
+    request_id: str | None
+
+
+class RequestSpec(Struct, frozen=True, kw_only=True):
+    """A checked request."""
+
+    prompt: ParsedPrompt
+    sampling: Sampling
+    request_id: str
+    tenant: str = ""
+    priority: int = 0
+    timeout: float | None = None
+
+
+# What a later version brings: field -> (does this value work today, what works today).
+_NOT_YET: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "output": (lambda v: v is None, "None"),
+    "tools": (lambda v: isinstance(v, Sequence) and len(v) == 0, "()"),
+    "tool_choice": (lambda v: v == "auto", "'auto'"),
+    "first_token_timeout": (lambda v: v is None, "None"),
+    "queue_timeout": (lambda v: v is None, "None"),
+    "cache": (lambda v: v == "tenant", "'tenant'"),
+    "adapter": (lambda v: v is None, "None"),
+    "on_slow": (lambda v: v == "coalesce", "'coalesce'"),
+    "processors": (lambda v: isinstance(v, Sequence) and len(v) == 0, "()"),
+}
+_OWN_FIELDS = ("sampling", "tenant", "priority", "timeout", "request_id")
+_KNOWN = (*_OWN_FIELDS, *_NOT_YET, *Sampling.__struct_fields__)
+
+
+def check_request(prompt: Prompt, fields: Mapping[str, Any]) -> RequestSpec:
+    """Check everything that needs no model.
+
+    Raises:
+        InvalidRequest: a field is unknown, of a wrong type or out of range. NotSupported: a later version has it.
+    """
+    for name, value in fields.items():
+        _check_known(name)
+        if name in _NOT_YET and not _NOT_YET[name][0](value):
+            raise NotSupported(f"{name}: not available in this version; use {_NOT_YET[name][1]}", param=name)
+    sampling = fields.get("sampling")
+    if sampling is not None and not isinstance(sampling, Sampling):
+        raise InvalidRequest(f"sampling: expected a Sampling, got {type(sampling).__name__}", param="sampling")
+    sampling_fields = {name: value for name, value in fields.items() if name in Sampling.__struct_fields__}
+    return RequestSpec(
+        prompt=parse_prompt(prompt),
+        sampling=make_sampling(sampling, sampling_fields),
+        request_id=_check_name("request_id", fields.get("request_id")) or f"req_{os.urandom(8).hex()}",
+        tenant=_check_name("tenant", fields.get("tenant")) or "",
+        priority=_check_priority(fields.get("priority", 0)),
+        timeout=_check_timeout(fields.get("timeout")),
+    )
+
+
+def check_against_model(spec: RequestSpec, model: OpenModel) -> None:
+    """Check what needs the open model: ids against the vocabulary, and their number against the context.
+
+    Raises:
+        InvalidRequest, PromptTooLong
+    """
+    vocab_size = model.config.vocab_size
+    if spec.prompt.ids is not None:
+        _check_range("prompt", spec.prompt.ids, vocab_size)
+        max_context = model.plan.max_context
+        if len(spec.prompt.ids) >= max_context:
+            raise PromptTooLong(
+                f"prompt: expected < {max_context} tokens (max_context), got {len(spec.prompt.ids)}",
+                prompt_tokens=len(spec.prompt.ids),
+                max_context=max_context,
+            )
+    _check_range("stop_ids", spec.sampling.stop_ids or (), vocab_size)
+    _check_range("logit_bias", tuple(spec.sampling.logit_bias or ()), vocab_size)
+
+
+def check_continuation(continuation: str | Sequence[int], model: OpenModel) -> str | tuple[int, ...]:
+    """What `score` shall score.
+
+    Raises:
+        InvalidRequest: empty, or ids out of range.
+    """
+    if isinstance(continuation, str):
+        return check_text("continuation", continuation)
+    if not isinstance(continuation, Sequence) or not continuation:
+        raise InvalidRequest("continuation: expected text or token ids that are not empty", param="continuation")
+    ids = check_ids("continuation", continuation)
+    _check_range("continuation", ids, model.config.vocab_size)
+    return ids
+
+
+def check_count(name: str, value: Any, *, low: int = 1) -> int:
+    """A number of sequences.
+
+    Raises:
+        InvalidRequest: not an integer between `low` and MAX_SEQUENCES.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= MAX_SEQUENCES:
+        got = value if isinstance(value, int) else type(value).__name__
+        raise InvalidRequest(f"{name}: expected an integer >= {low} and <= {MAX_SEQUENCES}, got {got}", param=name)
+    return value
+
+
+class Seeds:
+    """Seeds for requests that bring none: a fixed series where the engine has a seed, else random ones."""
+
+    def __init__(self, seed: int | None) -> None:
+        self._seed = seed
+        self._counter = itertools.count(1)
+
+    def next(self) -> int:
+        """A seed that no other request has."""
+        if self._seed is None:
+            return int.from_bytes(os.urandom(8), "little")
+        return _mix((self._seed + next(self._counter) * _GOLDEN) & _MASK)
+
+
+class Submission:
+    """A request on its way: posted once, cancelled at most once, one mailbox per sequence."""
+
+    def __init__(
+        self,
+        thread: EngineThread,
+        spec: RequestSpec,
+        sampling: ResolvedSampling,
+        *,
+        num_sequences: int = 1,
+        continuation: str | tuple[int, ...] | None = None,
+    ) -> None:
+        self.id = spec.request_id
+        self._thread = thread
+        self._spec = spec
+        self._sampling = sampling
+        self._continuation = continuation
+        self._number: int | None = None
+        self._is_cancelled = False
+        self.mailboxes = tuple(Mailbox(self.id, clock=time.perf_counter) for _ in range(num_sequences))
+
+    def submit(self) -> None:
+        """Post the request, the first time it is called.
+
+        Raises:
+            AdmissionError, EngineFailed: the engine does not take it.
+        """
+        if self._number is None and not self._is_cancelled:
+            self._number = self._thread.submit(self._message, self.mailboxes)
+
+    def cancel(self) -> None:
+        """End it soon; thread-safe, idempotent, never blocks. Ended requests are left as they are."""
+        if self._is_cancelled or self.is_over:
+            return
+        self._is_cancelled = True
+        if self._number is not None:
+            self._thread.cancel(self._number)
+        else:
+            end_locally(self.mailboxes, "cancelled")
+
+    @property
+    def is_running(self) -> bool:
+        """Posted, not ended, and nobody has cancelled it."""
+        return self._number is not None and not self._is_cancelled and not self.is_over
+
+    @property
+    def is_submitted(self) -> bool:
+        """Whether the engine has it, or had it."""
+        return self._number is not None
+
+    @property
+    def is_over(self) -> bool:
+        """Every sequence has its terminal."""
+        return all(mailbox.end is not None for mailbox in self.mailboxes)
+
+    def _message(self, number: int) -> Submit:
+        spec = self._spec
+        return Submit(
+            request_id=number,
+            sampling=self._sampling,
+            text=spec.prompt.text,
+            ids=spec.prompt.ids,
+            chat=spec.prompt.chat,
+            continuation=self._continuation,
+            num_sequences=len(self.mailboxes),
+            scope=spec.tenant,
+            tenant=spec.tenant,
+            priority=spec.priority,
+            timeout=spec.timeout,
+        )
+
+
+def make_submission(
+    thread: EngineThread,
+    spec: RequestSpec,
+    seeds: Seeds,
+    *,
+    num_sequences: int = 1,
+    continuation: str | tuple[int, ...] | None = None,
+    wants_logprobs: bool = False,
+) -> Submission:
+    """A checked request for an open engine. `wants_logprobs` asks for them whatever the request says."""
+    model = thread.model
+    check_against_model(spec, model)
+    sampling = resolve_sampling(spec.sampling, model.sampling_defaults, seed=seeds.next())
+    if wants_logprobs and sampling.logprobs is None:
+        sampling = structs.replace(sampling, logprobs=0)
+    return Submission(thread, spec, sampling, num_sequences=num_sequences, continuation=continuation)
+
+
+def end_locally(mailboxes: tuple[Mailbox, ...], reason: FinishReason) -> None:
+    """The terminal of a request that never reached the engine."""
+    for mailbox in mailboxes:
+        mailbox.finish(End(finish_reason=reason))
+
+
+def _check_known(name: str) -> None:
+    if name in _KNOWN:
+        return
+    near = get_close_matches(name, _KNOWN, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise InvalidRequest(f"unknown field {name!r}{hint}", param=name)
+
+
+def _check_name(name: str, value: Any) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise InvalidRequest(f"{name}: expected a string, got {type(value).__name__}", param=name)
+    if not 1 <= len(value) <= MAX_NAME:
+        raise InvalidRequest(f"{name}: expected 1 to {MAX_NAME} characters, got {len(value)}", param=name)
+    return value
+
+
+def _check_priority(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidRequest(f"priority: expected an integer, got {type(value).__name__}", param="priority")
+    if abs(value) > MAX_PRIORITY:
+        raise InvalidRequest(f"priority: expected >= -{MAX_PRIORITY} and <= {MAX_PRIORITY}", param="priority")
+    return value
+
+
+def _check_timeout(value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidRequest(f"timeout: expected seconds, got {type(value).__name__}", param="timeout")
+    if not (math.isfinite(value) and value > 0):
+        raise InvalidRequest(f"timeout: expected seconds > 0, got {value}", param="timeout")
+    return float(value)
+
+
+def _check_range(name: str, ids: Sequence[int], vocab_size: int) -> None:
+    if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
+        wrong = next(i for i in ids if not 0 <= i < vocab_size)
+        raise InvalidRequest(f"{name}: expected token ids < {vocab_size} (the vocabulary), got {wrong}", param=name)
+
+
+def _mix(value: int) -> int:
+    """The finalizer of splitmix64: https://prng.di.unimi.it/splitmix64.c"""
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    return value ^ (value >> 31)

@@ -1,0 +1,273 @@
+"""One stream of tokens: what is known of it, what of it was planned, what was computed.
+
+Positions count from the prompt's first token. The row at position p computes the keys and values of token p; if it
+samples, it gives token p + 1.
+
+    ids            0 ............ len(ids) | num_pending tokens that steps under way will give
+    num_computed   0 ...... rows whose results arrived
+    num_scheduled  0 ............... rows planned so far: the next plan starts here
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+
+from streamgen.messages import Admit, Begin
+
+
+class State(Enum):
+    """Where a sequence is. Its pages and slot are its own only while it runs."""
+
+    HELD = auto()  # a further continuation, whose request's prompt is not computed yet
+    WAITING = auto()
+    RUNNING = auto()
+    ENDED = auto()
+
+
+class Rows:
+    """One sequence's part of a planned step, kept until its results arrive.
+
+    run        the sequence's `run` when it was planned; another value later means that the results are void
+    drafts     ids that the executor writes at start + 1 ...
+    proposals  the drafted tokens among them, which the sampled ones are compared with
+    """
+
+    __slots__ = ("count", "drafts", "pages", "proposals", "run", "samples", "sequence", "slot", "start")
+
+    def __init__(
+        self,
+        sequence: Sequence,
+        *,
+        start: int,
+        count: int,
+        samples: int,
+        pages: tuple[int, ...],
+        drafts: tuple[int, ...] = (),
+        proposals: tuple[int, ...] = (),
+    ) -> None:
+        assert sequence.slot is not None, "rows of a sequence without a slot"
+        self.sequence = sequence
+        self.run = sequence.run
+        self.slot = sequence.slot
+        self.start = start
+        self.count = count
+        self.samples = samples
+        self.pages = pages
+        self.drafts = drafts
+        self.proposals = proposals
+
+
+class Sequence:
+    """The mutable state of one continuation of a request, owned by the scheduler alone.
+
+    rank             (-priority, arrival, index): the smaller, the more important
+    max_tokens       cut to what the context and the page pool can hold
+    names            prefix-cache names: the root, then one per full page, as far as they were needed
+    num_offered      pages that were offered to the prefix index in this run
+    run              grows whenever the sequence loses its slot, so that results under way can be told to be void
+    next_score       prompt position whose score is the next to report; None: no scores are wanted
+    leader           the sequence whose computed prompt this one can share, until it ran once
+    followers        the other way round: those that have yet to begin
+    num_shared_hint  how many of `pages` others held when last looked; see admission.py
+    """
+
+    __slots__ = (
+        "cached_tokens",
+        "followers",
+        "has_reported",
+        "has_stale_tail",
+        "ids",
+        "index",
+        "is_verifying",
+        "leader",
+        "max_tokens",
+        "names",
+        "next_score",
+        "num_accepted",
+        "num_computed",
+        "num_drafted",
+        "num_offered",
+        "num_pending",
+        "num_prompt",
+        "num_scheduled",
+        "num_shared_hint",
+        "pages",
+        "rank",
+        "request",
+        "run",
+        "slot",
+        "state",
+        "stop_ids",
+    )
+
+    def __init__(self, request: Admit, *, index: int, arrival: int, max_tokens: int, root: bytes) -> None:
+        self.request = request
+        self.index = index
+        self.rank = (-request.priority, arrival, index)
+        self.ids = list(request.prompt_ids)
+        self.num_prompt = len(self.ids)
+        self.max_tokens = max_tokens
+        self.stop_ids = frozenset(request.stop_ids)
+        self.next_score = None if request.score_from is None or index else max(request.score_from, 1)
+        self.names = [root]
+        self.leader: Sequence | None = None
+        self.followers: list[Sequence] = []
+        self.state = State.WAITING
+        self.slot: int | None = None
+        self.pages: list[int] = []
+        self.run = 0
+        self.num_scheduled = self.num_computed = self.num_pending = 0
+        self.num_offered = self.num_shared_hint = 0
+        self.is_verifying = self.has_stale_tail = False
+        self.cached_tokens = 0
+        self.has_reported = False
+        self.num_drafted = self.num_accepted = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Length, tokens under way included."""
+        return len(self.ids) + self.num_pending
+
+    @property
+    def num_outputs(self) -> int:
+        """Output tokens that are known."""
+        return len(self.ids) - self.num_prompt
+
+    @property
+    def is_prompt_computed(self) -> bool:
+        """Whether every row of the prompt has run."""
+        return self.num_computed >= self.num_prompt
+
+    @property
+    def can_decode(self) -> bool:
+        """Whether a row may be planned that samples one more token."""
+        return not self.is_verifying and self.num_tokens - self.num_prompt < self.max_tokens
+
+    @property
+    def num_unplanned(self) -> int:
+        """Known tokens whose rows have not been planned."""
+        return len(self.ids) - self.num_scheduled
+
+    @property
+    def num_decode_rows(self) -> int:
+        """Rows that the next token costs, drafts aside; see `plan_decode`."""
+        return 2 if self.has_stale_tail else 1
+
+    @property
+    def max_reusable(self) -> int:
+        """Positions that the prefix cache may provide: one must run to sample, and those to be scored must run."""
+        limit = len(self.ids) - 1
+        if self.next_score is not None and self.next_score < self.num_prompt:
+            limit = min(limit, self.next_score - 1)
+        return limit
+
+    def start(self, slot: int, pages: list[int], *, num_computed: int, num_shared: int) -> None:
+        """Take a slot, with pages that hold the first `num_computed` positions; the first `num_shared` were found."""
+        self.state = State.RUNNING
+        self.slot = slot
+        self.pages = pages
+        self.num_computed = self.num_scheduled = num_computed
+        self.num_offered = num_shared
+        self.num_shared_hint = num_shared
+        if not self.has_reported:
+            self.cached_tokens = num_computed
+
+    def leave(self, state: State) -> None:
+        """Give up slot and pages, which the caller frees, and everything that steps under way will bring."""
+        self.state = state
+        self.slot = None
+        self.pages = []
+        self.run += 1
+        self.num_scheduled = self.num_computed = self.num_pending = 0
+        self.is_verifying = self.has_stale_tail = False
+
+    def describe(self) -> Begin:
+        """What the executor is told when the sequence takes its slot."""
+        assert self.slot is not None, "a sequence begins without a slot"
+        sampling = self.request.sampling
+        wants_scores = self.next_score is not None and self.next_score < self.num_prompt
+        return Begin(
+            slot=self.slot,
+            ids=tuple(self.ids),
+            num_prompt=self.num_prompt,
+            sampling=sampling,
+            pages=tuple(self.pages),
+            stop_ids=self.request.stop_ids,
+            min_length=self.num_prompt + sampling.min_tokens if sampling.min_tokens else 0,
+            sample_index=self.index,
+            score_from=self.next_score if wants_scores else None,
+        )
+
+    def plan_chunk(self, count: int, pages: tuple[int, ...]) -> Rows:
+        """Rows for the next `count` known tokens; the last of all samples."""
+        start = self.num_scheduled
+        is_last = start + count == len(self.ids)
+        samples = 1 if is_last and self.max_tokens > 0 else 0
+        self.num_scheduled = start + count
+        self.num_pending += samples
+        return Rows(self, start=start, count=count, samples=samples, pages=pages)
+
+    def plan_decode(self, pages: tuple[int, ...], proposals: tuple[int, ...]) -> Rows:
+        """Rows for the last token, and for drafted ones after it."""
+        start, count, drafts = self.num_scheduled, 1 + len(proposals), proposals
+        if self.has_stale_tail:
+            # The executor does not know the last token: a verified row never writes what it sampled. A draft is written
+            # after the first row, so the row before the last token runs once more, with the same result.
+            start, count, drafts = start - 1, count + 1, (self.ids[-1], *proposals)
+            self.has_stale_tail = False
+        if proposals:
+            self.is_verifying = True
+        else:
+            self.num_pending += 1
+        self.num_scheduled = start + count
+        samples = 1 + len(proposals)
+        return Rows(self, start=start, count=count, samples=samples, pages=pages, drafts=drafts, proposals=proposals)
+
+    def take(self, rows: Rows, tokens: tuple[int, ...]) -> tuple[int, ...]:
+        """Account for the results of rows; the new output tokens."""
+        if self.is_verifying:
+            return self._take_verified(rows, tokens)
+        self.num_computed = rows.start + rows.count
+        self.num_pending -= rows.samples
+        self.ids.extend(tokens)
+        return tokens
+
+    def _take_verified(self, rows: Rows, tokens: tuple[int, ...]) -> tuple[int, ...]:
+        kept = self._up_to_stop(tokens[: count_agreeing(rows.proposals, tokens) + 1])
+        self.num_drafted += len(rows.proposals)
+        self.num_accepted += count_agreeing(rows.proposals, kept)
+        self.ids.extend(kept)
+        # That is the rollback: rows above the last kept token are planned, and their pages written, again.
+        self.num_computed = self.num_scheduled = len(self.ids) - 1
+        self.is_verifying, self.has_stale_tail = False, True
+        return kept
+
+    def _up_to_stop(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
+        for i, token in enumerate(tokens):
+            if token in self.stop_ids:
+                return tokens[: i + 1]
+        return tokens
+
+    @property
+    def num_final(self) -> int:
+        """Computed positions that no later row will write again: what may be indexed."""
+        return self.num_computed - 1 if self.has_stale_tail else self.num_computed
+
+    @property
+    def finish(self) -> str | None:
+        """Why the sequence is at its end, or None."""
+        if self.num_outputs and self.ids[-1] in self.stop_ids:
+            return "stop"
+        if self.num_outputs >= self.max_tokens and self.is_prompt_computed:
+            return "length"
+        return None
+
+
+def count_agreeing(proposals: tuple[int, ...], tokens: tuple[int, ...]) -> int:
+    """How many drafted tokens are what the model drew, up to the first that is not."""
+    count = 0
+    for proposal, token in zip(proposals, tokens, strict=False):
+        if proposal != token:
+            break
+        count += 1
+    return count

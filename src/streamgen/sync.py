@@ -1,0 +1,249 @@
+"""The same engine for plain code: `with` instead of `async with`, iterators instead of async iterators.
+
+The engine has its own thread and loop, so this works anywhere, inside a running loop (a notebook) as well; there it
+blocks that loop while it waits, as any blocking call does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, Unpack, overload
+
+from streamgen.completion import Completion, Delta, Event, Finished, Text, TokenLogprob
+from streamgen.engine import (
+    EngineBase,
+    begin_tokenize,
+    not_yet,
+    sampled,
+    scored,
+    wants_logprobs,
+)
+from streamgen.errors import NotSupported
+from streamgen.stream import StreamBase
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+    from types import TracebackType
+
+    from streamgen.actors.supervisor import EngineThread
+    from streamgen.prompt import Prompt
+    from streamgen.request import RequestFields, Submission
+
+__all__ = ["Engine", "Stream"]
+
+T = TypeVar("T")
+
+
+class Stream(StreamBase[T]):
+    """An iterator of deltas. Make one with `Engine.stream`."""
+
+    def __enter__(self) -> Self:
+        """Submit, and wait until the prompt is tokenized. Raises as its async namesake."""
+        try:
+            self._submission.submit()
+            self._mailbox.wait_open_blocking()
+            if self._mailbox.end is not None and not self._mailbox.is_started:
+                self._mailbox.raise_error()
+        except BaseException:
+            self._submission.cancel()  # __exit__ will not be called
+            raise
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Cancel what still runs; returns when the engine has freed it."""
+        self._submission.cancel()
+        if self._submission.is_submitted:
+            self._mailbox.wait_end_blocking()
+
+    def __iter__(self) -> Iterator[Delta]:
+        return self
+
+    def __next__(self) -> Delta:
+        """Everything that came since the last delta. Raises as its async namesake."""
+        self._submission.submit()
+        self._mailbox.wait_output_blocking()
+        delta = self._take()
+        if delta is None:
+            raise StopIteration
+        return delta
+
+    def texts(self) -> Iterator[str]:
+        """Only the texts; never an empty one."""
+        for delta in self:
+            if delta.text:
+                yield delta.text
+
+    def events(self) -> Iterator[Event]:
+        """`Started`, `Text` ..., `Finished`."""
+        self._submission.submit()
+        self._mailbox.wait_started_blocking()
+        if self._mailbox.is_started:
+            yield self._started()
+        for text in self.texts():
+            yield Text(text=text)
+        yield Finished(completion=self.result)
+
+    def final(self) -> Completion[T]:
+        """Wait for the end and return the whole. Raises as its async namesake."""
+        self._submission.submit()
+        self._mailbox.wait_end_blocking()
+        self._mailbox.raise_error()
+        return self.result
+
+    def partials(self) -> Iterator[Any]:
+        """The value so far, as it grows: with structured output, in a later version."""
+        raise NotSupported("partials: structured output is not available in this version", param="partials")
+
+    def items(self) -> Iterator[Any]:
+        """Elements as they close: with structured output, in a later version."""
+        raise NotSupported("items: structured output is not available in this version", param="items")
+
+    def fields(self) -> Iterator[tuple[str, Any]]:
+        """Fields as they complete: with structured output, in a later version."""
+        raise NotSupported("fields: structured output is not available in this version", param="fields")
+
+
+class Engine(EngineBase):
+    """A model that is open in this process. Use it with `with`; several threads may share it."""
+
+    def open(self) -> Self:
+        """Load the model. Raises as its async namesake."""
+        thread = self._begin_open()
+        try:
+            thread.opened.wait_blocking()
+        except BaseException:  # a KeyboardInterrupt gives up loading
+            self.close()
+            raise
+        if thread.load_error is not None:
+            _join(thread)
+        self._check_opened(thread)
+        return self
+
+    def __enter__(self) -> Self:
+        return self.open()
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Success: wait for what runs. Error: cancel it. Then close."""
+        try:
+            if exc is None:
+                self.drain()
+        finally:
+            self.close()
+
+    def drain(self, timeout: float | None = None) -> None:
+        """Take no more requests and wait for those that were taken; after `timeout` seconds they are cancelled."""
+        thread = self._thread
+        if thread is None:
+            return
+        idle = thread.drain()
+        if not idle.wait_blocking(timeout):
+            thread.cancel_all()
+            idle.wait_blocking()
+
+    def close(self) -> None:
+        """Cancel what runs, free everything, end every thread. Idempotent; from any thread, in any state."""
+        thread = self._begin_close()
+        if thread is not None:
+            _join(thread)
+
+    aclose = close  # the same name as the async engine's, for code that handles both
+
+    @overload
+    def stream(self, prompt: Prompt, /, *, output: None = None, **fields: Unpack[RequestFields]) -> Stream[None]: ...
+    @overload
+    def stream(self, prompt: Prompt, /, *, output: type[T], **fields: Unpack[RequestFields]) -> Stream[T]: ...
+    def stream(
+        self, prompt: Prompt, /, *, output: type[T] | None = None, **fields: Unpack[RequestFields]
+    ) -> Stream[T] | Stream[None]:
+        """A request, checked; it runs once the stream is entered or read. Arguments as for the async engine."""
+        return Stream[T](self, self._submission(prompt, {"output": output, **fields}))
+
+    @overload
+    def generate(
+        self, prompt: Prompt, /, *, output: None = None, **fields: Unpack[RequestFields]
+    ) -> Completion[None]: ...
+    @overload
+    def generate(self, prompt: Prompt, /, *, output: type[T], **fields: Unpack[RequestFields]) -> Completion[T]: ...
+    def generate(
+        self, prompt: Prompt, /, *, output: type[T] | None = None, **fields: Unpack[RequestFields]
+    ) -> Completion[T] | Completion[None]:
+        """The whole answer."""
+        stream = Stream[T](self, self._submission(prompt, {"output": output, **fields}))
+        with stream:
+            return stream.final()
+
+    def sample(
+        self, prompt: Prompt, /, *, n: int, best_of: int | None = None, **fields: Unpack[RequestFields]
+    ) -> list[Completion[None]]:
+        """`n` independent answers to one prompt; with `best_of` the likeliest of so many."""
+        submission = self._sample_submission(prompt, n, best_of, fields)
+        _run(submission)
+        return sampled(submission, n, keeps_logprobs=wants_logprobs(fields))
+
+    def score(self, prompt: Prompt, continuation: str | Sequence[int], /) -> tuple[TokenLogprob, ...]:
+        """The log-probability of each token of `continuation` after `prompt`; nothing is generated."""
+        submission = self._score_submission(prompt, continuation)
+        _run(submission)
+        return scored(submission)
+
+    def tokenize(self, text: str, /) -> list[int]:
+        """The ids that `generate(text)` would run."""
+        call = begin_tokenize(self._open_thread(), text)
+        call.done.wait_blocking()
+        return list(call.result())
+
+    # ---- what a later version brings ----
+
+    def restart(self) -> None:
+        """After EngineFailed: in a later version. Until then `close` and `open` do it."""
+        raise not_yet("restart")
+
+    def beam_search(
+        self, prompt: Prompt, /, *, width: int, length_penalty: float = 1.0, **fields: Unpack[RequestFields]
+    ) -> list[Completion[None]]:
+        """In a later version."""
+        raise not_yet("beam_search")
+
+    def compile(self, output: object, /) -> NoReturn:
+        """In a later version."""
+        raise not_yet("compile")
+
+    def run_tools(
+        self, prompt: Prompt, /, *, tools: Sequence[Callable[..., object]], max_rounds: int = 8, **fields: Any
+    ) -> Completion[None]:
+        """In a later version."""
+        raise not_yet("run_tools")
+
+    def embed(self, texts: Sequence[str], /) -> list[list[float]]:
+        """In a later version."""
+        raise not_yet("embed")
+
+    def load_adapter(self, path: str | Path, /, *, name: str | None = None) -> NoReturn:
+        """In a later version."""
+        raise not_yet("load_adapter")
+
+    def sleep(self) -> None:
+        """In a later version."""
+        raise not_yet("sleep")
+
+    def wake(self) -> None:
+        """In a later version."""
+        raise not_yet("wake")
+
+
+def _run(submission: Submission) -> None:
+    submission.submit()
+    try:
+        for mailbox in submission.mailboxes:
+            mailbox.wait_end_blocking()
+    finally:
+        submission.cancel()
+
+
+def _join(thread: EngineThread) -> None:
+    thread.closed.wait_blocking()
+    thread.thread.join()

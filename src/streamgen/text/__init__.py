@@ -1,0 +1,1 @@
+"""Text: tokenizers of each container, chat templates, incremental decoding, stop strings."""

@@ -1,0 +1,155 @@
+"""An executor without arithmetic: what it answers is a hash of what it reads back through slots and page tables.
+
+The "keys and values" of position p are a hash of those of position p - 1, read through the table, of the token id and of p.
+A sampled token is a hash of those of all positions up to its row's, and of (seed, sample index, position). So a wrong page, a
+stale prefix, a missed copy, a chunk that starts too late, or a row before its predecessor change every token after it.
+`solo_output` says what a request must answer, whoever else runs.
+"""
+
+from __future__ import annotations
+
+from streamgen.messages import Admit, Begin, StepDone, StepPlan, TokenLogprobs
+from streamgen.sampling import ResolvedSampling
+
+VOCABULARY = 61
+POISON = -1
+
+
+def next_state(previous: int, token: int, position: int) -> int:
+    return hash((previous, token, position)) & 0xFFFFFFFF
+
+
+def draw(states: list[int], *, begin: Begin, position: int) -> int:
+    """The token after the row at `position`; ids that may not be drawn yet are drawn again."""
+    banned = begin.stop_ids if position + 1 < begin.min_length else ()
+    attempt = 0
+    while True:
+        seed = (begin.sampling.seed, begin.sample_index, position, attempt)
+        token = hash((*states, *seed)) % VOCABULARY
+        if token not in banned:
+            return token
+        attempt += 1
+
+
+def logprobs_of(state: int, token: int) -> TokenLogprobs:
+    return TokenLogprobs(logprob=-float(hash((state, token)) % 1000), rank=1 + token)
+
+
+class HashModel:
+    """Runs plans in order."""
+
+    def __init__(self, *, num_pages: int, page_size: int, num_slots: int, max_context: int) -> None:
+        self._page_size = page_size
+        self._pages = [[POISON] * page_size for _ in range(num_pages)]
+        self._tokens = [[POISON] * (max_context + 1) for _ in range(num_slots)]
+        self._tables: list[list[int]] = [[] for _ in range(num_slots)]
+        self._begins: list[Begin | None] = [None] * num_slots
+
+    def execute(self, plan: StepPlan, dead_pages: tuple[int, ...] = ()) -> StepDone:
+        """Run a plan. `dead_pages` are those nobody held when it was made: what is in them must not matter."""
+        for page in dead_pages:
+            self._pages[page] = [POISON] * self._page_size
+        for begin in plan.begins:
+            self._begin(begin)
+        for source, target in plan.copies:
+            self._pages[target] = list(self._pages[source])
+        for i, slot in enumerate(plan.slots):
+            for page in plan.pages[i]:
+                self._pages[page] = [POISON] * self._page_size
+                self._tables[slot].append(page)
+            for offset, token in enumerate(plan.drafts[i] if plan.drafts else (), 1):
+                self._tokens[slot][plan.starts[i] + offset] = token
+            for position in range(plan.starts[i], plan.starts[i] + plan.counts[i]):
+                self._compute(slot, position)
+        tokens, logprobs, scores = zip(*(self._results(plan, i) for i in range(len(plan.slots))), strict=True)
+        return StepDone(step=plan.step, tokens=tokens, logprobs=logprobs, scores=scores)
+
+    def _begin(self, begin: Begin) -> None:
+        row = self._tokens[begin.slot]
+        row[:] = [POISON] * len(row)
+        row[: len(begin.ids)] = begin.ids
+        self._tables[begin.slot] = list(begin.pages)
+        self._begins[begin.slot] = begin
+
+    def _compute(self, slot: int, position: int) -> None:
+        previous = self._read(slot, position - 1) if position else 0
+        token = self._tokens[slot][position]
+        assert token != POISON, f"slot {slot}: the id at position {position} is not known"
+        page = self._tables[slot][position // self._page_size]
+        self._pages[page][position % self._page_size] = next_state(previous, token, position)
+
+    def _read(self, slot: int, position: int) -> int:
+        state = self._pages[self._tables[slot][position // self._page_size]][position % self._page_size]
+        assert state != POISON, f"slot {slot}: position {position} was not computed"
+        return state
+
+    def _results(
+        self, plan: StepPlan, i: int
+    ) -> tuple[tuple[int, ...], tuple[TokenLogprobs, ...], tuple[TokenLogprobs, ...]]:
+        slot, end, samples = plan.slots[i], plan.starts[i] + plan.counts[i], plan.samples[i]
+        begin = self._begins[slot]
+        assert begin is not None
+        states = [self._read(slot, position) for position in range(end)]
+        rows = range(end - samples, end)
+        tokens = tuple(draw(states[: p + 1], begin=begin, position=p) for p in rows)
+        if samples == 1:
+            self._tokens[slot][end] = tokens[0]
+        logprobs: tuple[TokenLogprobs, ...] = ()
+        if begin.sampling.logprobs is not None:
+            logprobs = tuple(logprobs_of(states[p], t) for p, t in zip(rows, tokens, strict=True))
+        return tokens, logprobs, self._scores(begin, states, plan.starts[i])
+
+    def _scores(self, begin: Begin, states: list[int], start: int) -> tuple[TokenLogprobs, ...]:
+        if begin.score_from is None:
+            return ()
+        first, end = max(start + 1, begin.score_from), min(len(states) + 1, begin.num_prompt)
+        return tuple(logprobs_of(states[p - 1], begin.ids[p]) for p in range(first, end))
+
+
+def solo_states(ids: list[int]) -> list[int]:
+    states: list[int] = []
+    for position, token in enumerate(ids):
+        states.append(next_state(states[-1] if states else 0, token, position))
+    return states
+
+
+def solo_output(request: Admit, index: int, max_tokens: int) -> list[int]:
+    """The tokens that a request's sequence gives when it runs alone, whole."""
+    sampling = request.sampling
+    begin = Begin(
+        slot=0,
+        ids=request.prompt_ids,
+        num_prompt=len(request.prompt_ids),
+        sampling=sampling,
+        stop_ids=request.stop_ids,
+        min_length=len(request.prompt_ids) + sampling.min_tokens,
+        sample_index=index,
+    )
+    ids = list(request.prompt_ids)
+    states = solo_states(ids)
+    output: list[int] = []
+    while len(output) < max_tokens and not (output and output[-1] in request.stop_ids):
+        output.append(draw(states, begin=begin, position=len(states) - 1))
+        states.append(next_state(states[-1], output[-1], len(states)))
+    return output
+
+
+def solo_scores(request: Admit) -> list[TokenLogprobs]:
+    """The scores of a request's prompt."""
+    if request.score_from is None:
+        return []
+    ids = request.prompt_ids
+    states = solo_states(list(ids))
+    return [logprobs_of(states[p - 1], ids[p]) for p in range(max(request.score_from, 1), len(ids))]
+
+
+def make_request(request_id: int, prompt: list[int] | tuple[int, ...], **fields: object) -> Admit:
+    """A request with short fields: `seed`, `min_tokens` and `logprobs` go to its sampling."""
+    sampling = {name: fields.pop(name) for name in ("seed", "min_tokens", "logprobs") if name in fields}
+    fields.setdefault("max_tokens", 8)
+    return Admit(
+        request_id=request_id,
+        prompt_ids=tuple(prompt),
+        sampling=ResolvedSampling(**sampling),  # type: ignore[arg-type]  # short names for tests
+        **fields,  # type: ignore[arg-type]  # checked by the fields' own tests
+    )
