@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from streamgen.cli.figures import BenchReport
+from streamgen.cli.benchmark.figures import BenchReport
 from streamgen.cli.main import main as streamgen
 
 ROOT = Path(__file__).parents[1]

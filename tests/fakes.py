@@ -1,7 +1,7 @@
 """An engine without weights: the real actors, scheduler and text parts over a runner that answers with hashes.
 
-The runner keeps every token in the pages that the scheduler names, and draws its answers from what it reads back through
-the page table. So a wrong page, a stale prefix or a bad border between chunks changes what comes out.
+The runner keeps every token in the pages that the scheduler names, and draws its answers from what it reads back
+through the page table. So a wrong page, a stale prefix or a bad border between chunks changes what comes out.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import streamgen as sg
-from tests.real_models import QWEN_0_5B, cached_model
+from tests.real_models import QWEN_0_5B, real_model_path
 
 NEAR_TIE = 1e-3  # a float32 run must follow every path whose gap between the two likeliest tokens is larger
 pytestmark = pytest.mark.anyio
@@ -102,6 +102,6 @@ async def test_demo_model_bfloat16_agrees(shared_data: Path, demo_model_path: Pa
 @pytest.mark.slow
 async def test_qwen_float32(shared_data: Path) -> None:
     expected = golden(shared_data / "real_models" / "qwen2.5-coder-0.5b-instruct" / "golden.json")
-    async with sg.Engine(cached_model(QWEN_0_5B), dtype="float32") as engine:
+    async with sg.Engine(real_model_path(QWEN_0_5B), dtype="float32") as engine:
         await check_cases(engine, expected["cases"])
         await check_scores(engine, expected["scored_texts"], tolerance=2e-3)

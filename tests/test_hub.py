@@ -226,7 +226,7 @@ def test_the_next_client_is_tried(
 
 def test_clients_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}")
-    uv = ["/bin/uv", "tool", "run", "pip"]
+    uv = ["/bin/uv", "tool", "run", "--python", sys.executable, "pip"]
     assert list(hub_download._package_clients()) == [[sys.executable, "-P", "-m", "pip"], uv]
     monkeypatch.setitem(sys.modules, "pip", None)
     assert list(hub_download._package_clients()) == [["/bin/pip"], uv]

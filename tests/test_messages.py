@@ -32,7 +32,9 @@ from streamgen.messages import (
 )
 from streamgen.sampling import ResolvedSampling
 
-SAMPLING = ResolvedSampling(max_tokens=7, temperature=0.3, logit_bias={5: -1.5}, stop=("a", "bé"), stop_ids=(9,), seed=2**63)
+SAMPLING = ResolvedSampling(
+    max_tokens=7, temperature=0.3, logit_bias={5: -1.5}, stop=("a", "bé"), stop_ids=(9,), seed=2**63
+)
 LOGPROBS = TokenLogprobs(-0.25, 3, (1, 2), (-0.1, -0.2))
 BEGIN = Begin(
     slot=3,

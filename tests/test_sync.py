@@ -113,7 +113,7 @@ def test_deadline() -> None:
     with sync.Engine(_opener=opener) as engine:
         opener.runner.release(2)
         with pytest.raises(sg.DeadlineExceeded) as caught:
-            engine.generate("hello", timeout=0.1)
+            engine.generate("hello", timeout=0.4)
         assert caught.value.partial.text == expected_text(HELLO, 2)
         opener.runner.open_gate()
 

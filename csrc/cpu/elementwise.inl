@@ -1,6 +1,8 @@
 // Everything that works on one row at a time: norm, embedding, rope, gated product, and the reductions of the sampler.
-// Included by a unit after its simd header and lanes.inl.
+// Included by a unit after its simd header.
+#include "cpu/gguf_blocks.h"
 #include "cpu/kernels.h"
+#include "cpu/lanes.inl"
 
 namespace sg {
 namespace {
@@ -79,11 +81,11 @@ SG_INLINE F16 gelu_tanh(F16 x) {
   return times_sigmoid(x, mul(set1(1.5957691216057308f), fma(set1(0.044715f), cube, x)));
 }
 
-// x / 2 erfc(-x / sqrt(2)). For z >= 0, erfc(z) = t exp(-z^2 + c0 + c1 t + ... + c9 t^9) with t = 1 / (1 + z / 2) is within
-// 1.2e-7 of itself, however small it gets (Press et al., Numerical Recipes, 6.2); erfc(-z) = 2 - erfc(z).
+// x / 2 erfc(-x / sqrt(2)). For z >= 0, erfc(z) = t exp(-z^2 + c0 + c1 t + ... + c9 t^9) with t = 1 / (1 + z / 2) is
+// within 1.2e-7 of itself, however small it gets (Press et al., Numerical Recipes, 6.2); erfc(-z) = 2 - erfc(z).
 SG_INLINE F16 gelu(F16 x) {
-  constexpr float kPoly[10] = {0.17087277f, -0.82215223f, 1.48851587f, -1.13520398f, 0.27886807f,
-                               -0.18628806f, 0.09678418f, 0.37409196f, 1.00002368f, -1.26551223f};
+  constexpr float kPoly[10] = {0.17087277f,  -0.82215223f, 1.48851587f, -1.13520398f, 0.27886807f,
+                               -0.18628806f, 0.09678418f,  0.37409196f, 1.00002368f,  -1.26551223f};
   const F16 magnitude = max(x, sub(zero(), x));
   const F16 z = mul(magnitude, set1(0.70710678118654752f));
   const F16 t = div(set1(1.0f), fma(set1(0.5f), z, set1(1.0f)));
@@ -109,9 +111,12 @@ SG_INLINE void gated_rows(const GatedMulArgs& a, int64_t begin, int64_t end, F a
 
 void gated_mul(const GatedMulArgs& a, int64_t begin, int64_t end) {
   switch (a.activation) {
-    case Activation::Silu: return gated_rows(a, begin, end, [](F16 x) { return times_sigmoid(x, x); });
-    case Activation::GeluTanh: return gated_rows(a, begin, end, [](F16 x) { return gelu_tanh(x); });
-    case Activation::Gelu: return gated_rows(a, begin, end, [](F16 x) { return gelu(x); });
+    case Activation::Silu:
+      return gated_rows(a, begin, end, [](F16 x) { return times_sigmoid(x, x); });
+    case Activation::GeluTanh:
+      return gated_rows(a, begin, end, [](F16 x) { return gelu_tanh(x); });
+    case Activation::Gelu:
+      return gated_rows(a, begin, end, [](F16 x) { return gelu(x); });
   }
 }
 

@@ -1,8 +1,8 @@
 // Stored rows to float32: every element type of common/dtypes.h.
 //
 // Block formats follow ggml (https://github.com/ggml-org/ggml, ggml-common.h): a row is a run of blocks of 32 or 256
-// elements, each with its scales. Rows may lie at any byte of a mapped file, so nothing is read through a wider pointer.
-// Everything is in an anonymous namespace: each instruction set compiles its own copy.
+// elements, each with its scales. Rows may lie at any byte of a mapped file, so nothing is read through a wider
+// pointer. Everything is in an anonymous namespace: each instruction set compiles its own copy.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -158,8 +158,9 @@ struct BlockQ5_K {  // as Q4_K, with 32 bytes of fifth bits before the 128: bit 
   }
 };
 
-// 128 bytes of low four bits, 64 bytes of high two, 16 signed scales (one for 16 elements), d half. Each half of the block
-// (128 elements: 64 low bytes, 32 high) is four runs of 32: low halves of the two rows of low bytes, then high halves.
+// 128 bytes of low four bits, 64 bytes of high two, 16 signed scales (one for 16 elements), d half. Each half of the
+// block (128 elements: 64 low bytes, 32 high) is four runs of 32: low halves of the two rows of low bytes, then high
+// halves.
 struct BlockQ6_K {
   static constexpr int kElements = 256, kBytes = 210;
   static inline void decode(const uint8_t* p, float* out) {
@@ -188,17 +189,28 @@ inline void decode_run(const uint8_t* row, int64_t first, int64_t count, float* 
 inline void dequantize(DType type, const void* row, int64_t first, int64_t count, float* out) {
   const uint8_t* p = static_cast<const uint8_t*>(row);
   switch (type) {
-    case DType::F32: return decode_run<ElementF32>(p, first, count, out);
-    case DType::F16: return decode_run<ElementF16>(p, first, count, out);
-    case DType::BF16: return decode_run<ElementBF16>(p, first, count, out);
-    case DType::Q4_0: return decode_run<BlockQ4_0>(p, first, count, out);
-    case DType::Q4_1: return decode_run<BlockQ4_1>(p, first, count, out);
-    case DType::Q5_0: return decode_run<BlockQ5_0>(p, first, count, out);
-    case DType::Q5_1: return decode_run<BlockQ5_1>(p, first, count, out);
-    case DType::Q8_0: return decode_run<BlockQ8_0>(p, first, count, out);
-    case DType::Q4_K: return decode_run<BlockQ4_K>(p, first, count, out);
-    case DType::Q5_K: return decode_run<BlockQ5_K>(p, first, count, out);
-    case DType::Q6_K: return decode_run<BlockQ6_K>(p, first, count, out);
+    case DType::F32:
+      return decode_run<ElementF32>(p, first, count, out);
+    case DType::F16:
+      return decode_run<ElementF16>(p, first, count, out);
+    case DType::BF16:
+      return decode_run<ElementBF16>(p, first, count, out);
+    case DType::Q4_0:
+      return decode_run<BlockQ4_0>(p, first, count, out);
+    case DType::Q4_1:
+      return decode_run<BlockQ4_1>(p, first, count, out);
+    case DType::Q5_0:
+      return decode_run<BlockQ5_0>(p, first, count, out);
+    case DType::Q5_1:
+      return decode_run<BlockQ5_1>(p, first, count, out);
+    case DType::Q8_0:
+      return decode_run<BlockQ8_0>(p, first, count, out);
+    case DType::Q4_K:
+      return decode_run<BlockQ4_K>(p, first, count, out);
+    case DType::Q5_K:
+      return decode_run<BlockQ5_K>(p, first, count, out);
+    case DType::Q6_K:
+      return decode_run<BlockQ6_K>(p, first, count, out);
   }
 }
 

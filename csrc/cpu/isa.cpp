@@ -29,7 +29,8 @@ const Kernels* select_kernels(const char* limit) {
     if (allowed && best == nullptr) best = level.kernels();
   }
   if (!allowed)
-    throw std::invalid_argument("instruction set: expected avx512bf16, avx512, avx2 or generic, got " + std::string(limit));
+    throw std::invalid_argument("instruction set: expected avx512bf16, avx512, avx2 or generic, got " +
+                                std::string(limit));
   return best;
 }
 

@@ -1,5 +1,5 @@
 // Kernels for AVX-512 with BF16 dot products.
-#include "cpu/simd_avx512.h"
+#define SG_SIMD "cpu/simd_avx512.h"
 #include "cpu/kernels.inl"
 
 namespace sg {

@@ -1,5 +1,5 @@
 // Kernels in plain C++, for every processor.
-#include "cpu/simd_generic.h"
+#define SG_SIMD "cpu/simd_generic.h"
 #include "cpu/kernels.inl"
 
 namespace sg {

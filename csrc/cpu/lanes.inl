@@ -1,5 +1,6 @@
-// Rows whose length is not a multiple of 16: the last vector of a row has fewer lanes. Included by a unit after its simd
-// header.
+// Rows whose length is not a multiple of 16: the last vector of a row has fewer lanes. Included by a unit after its
+// simd header.
+#pragma once
 #include "common/dtypes.h"
 
 namespace sg {

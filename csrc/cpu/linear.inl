@@ -1,25 +1,29 @@
 // Matrix products. Included by a unit after its simd header; see LinearArgs in kernels.h for the layout of the weights.
 //
-// The innermost work is a tile: R rows of x times P panels of w, R * P accumulators in registers. A step along K reads 64
-// bytes of each panel (16 output rows x one float or one pair of bf16) and one float or pair of each row. An output
-// element is one accumulator from zero to the last step, so its bits depend neither on the tile nor on the number of rows.
+// The innermost work is a tile: R rows of x times P panels of w, R * P accumulators in registers. A step along K reads
+// 64 bytes of each panel (16 output rows x one float or one pair of bf16) and one float or pair of each row. An output
+// element is one accumulator from zero to the last step, so its bits depend neither on the tile nor on the number of
+// rows.
 //
-// With few rows (decode) the weights stream from memory once: an item is one panel, and neighbouring items are joined. With
-// many (prefill) an item is a block of rows x 4 panels; a stretch of the panels stays in the second-level cache while
-// the block's rows pass over it.
+// With few rows (decode) the weights stream from memory once: an item is a run of panels, and neighbours are joined.
+// With many (prefill) an item is a block of rows x 4 panels; a stretch of the panels stays in the second-level cache
+// while the block's rows pass over it.
 #include "cpu/kernels.h"
+#include "cpu/lanes.inl"
 
 namespace sg {
 namespace {
 
-constexpr int kBlockPanels = 4;     // panels of a prefill item
-constexpr int kBlockRows = 96;      // at most, rows of a prefill item
-constexpr int kBlockSteps = 2048;   // at most, steps along K before the next tile of rows (128 KiB of each panel)
-constexpr int kFewRows = 12;        // up to here rows are decode
+constexpr int kBlockPanels = 4;    // panels of a prefill item
+constexpr int kBlockRows = 96;     // at most, rows of a prefill item
+constexpr int kBlockSteps = 2048;  // at most, steps along K before the next tile of rows (128 KiB of each panel)
+constexpr int kFewRows = 12;       // up to here rows are decode
 // Prefill tiles take all panels of a block at once where the registers allow, else as many rows as they hold.
 constexpr int kPrefillTileRows = kTileSums >= 4 * kBlockPanels ? kTileSums / kBlockPanels : kTileRows;
-constexpr int kEnoughItems = 64;    // so many items share out evenly among a few threads
-constexpr int kPrefetchSteps = 24;  // 1.5 KiB ahead in each panel
+constexpr int kEnoughItems = 64;  // so many items share out evenly among a few threads
+// A tile of few rows is over so soon that the processor itself runs far enough ahead (prefetching then costs a tenth of
+// the bandwidth); a tall one asks for the weights this many steps ahead.
+constexpr int kPrefetchRows = 5, kPrefetchSteps = 12;
 
 struct StepF32 {
   using Element = float;
@@ -50,21 +54,22 @@ struct LinearBlock {
 template <class Step, int R, int P>
 struct Tile {
   using Element = typename Step::Element;
+  static constexpr int kLine = 16 * Step::kWidth;  // elements of a panel per step
   F16 sums[R][P];
 
   // From zero, or from what the last stretch of K left in `partial`.
-  SG_INLINE void start(Tile& t, const float* partial) {
+  SG_INLINE_MEMBER void start(const float* partial) {
     SG_UNROLL
     for (int r = 0; r < R; r++) {
       SG_UNROLL
       for (int p = 0; p < P; p++) {
-        t.sums[r][p] = partial == nullptr ? zero() : load(partial + (r * kBlockPanels + p) * 16);
+        sums[r][p] = partial == nullptr ? zero() : load(partial + (r * kBlockPanels + p) * 16);
       }
     }
   }
 
   // One step of every row and panel.
-  SG_INLINE void step(Tile& t, const Element* x, int64_t x_stride, const Element* w, int64_t panel_size) {
+  SG_INLINE_MEMBER void step(const Element* x, int64_t x_stride, const Element* w, int64_t panel_size) {
     typename Step::Vector weights[P];
     SG_UNROLL
     for (int p = 0; p < P; p++) weights[p] = Step::weights(w + p * panel_size);
@@ -72,20 +77,43 @@ struct Tile {
     for (int r = 0; r < R; r++) {
       const typename Step::Vector value = Step::broadcast(x + r * x_stride);
       SG_UNROLL
-      for (int p = 0; p < P; p++) t.sums[r][p] = Step::multiply(t.sums[r][p], value, weights[p]);
+      for (int p = 0; p < P; p++) sums[r][p] = Step::multiply(sums[r][p], value, weights[p]);
     }
   }
 
-  SG_INLINE void save(const Tile& t, float* partial) {
+  // Steps first .. last - 1 of `steps`.
+  SG_INLINE_MEMBER void run(int first, int last, int steps, const Element* x, int64_t x_stride, const Element* w) {
+    const int64_t panel_size = int64_t(steps) * kLine;
+    // Near the end of its panel each of the P streams goes on in the panel it will read next, P panels further.
+    [[maybe_unused]] int64_t ahead = int64_t(kPrefetchSteps) * kLine;
+    for (int s = first; s < last; s++) {
+      const Element* line = w + int64_t(s) * kLine;
+      if constexpr (R >= kPrefetchRows) {
+        if (s == steps - kPrefetchSteps) ahead += (P - 1) * panel_size;
+        SG_UNROLL
+        for (int p = 0; p < P; p++) __builtin_prefetch(line + p * panel_size + ahead);
+      }
+      step(x + int64_t(s) * Step::kWidth, x_stride, line, panel_size);
+    }
+  }
+
+  // The last step of an odd K: what stands behind the last element of x is not ours to read.
+  SG_INLINE_MEMBER void half_step(int k, int steps, const Element* x, int64_t x_stride, const Element* w) {
+    Element last[R][Step::kWidth] = {};
+    for (int r = 0; r < R; r++) last[r][0] = x[r * x_stride + k - 1];
+    step(last[0], Step::kWidth, w + int64_t(steps - 1) * kLine, int64_t(steps) * kLine);
+  }
+
+  SG_INLINE_MEMBER void save(float* partial) const {
     SG_UNROLL
     for (int r = 0; r < R; r++) {
       SG_UNROLL
-      for (int p = 0; p < P; p++) store(partial + (r * kBlockPanels + p) * 16, t.sums[r][p]);
+      for (int p = 0; p < P; p++) store(partial + (r * kBlockPanels + p) * 16, sums[r][p]);
     }
   }
 
   // Adds the bias, then what out holds, and stores.
-  SG_INLINE void finish(const Tile& t, const LinearArgs& a, int row, int panel) {
+  SG_INLINE_MEMBER void finish(const LinearArgs& a, int row, int panel) const {
     SG_UNROLL
     for (int p = 0; p < P; p++) {
       const int column = (panel + p) * 16, lanes = a.n - column < 16 ? a.n - column : 16;
@@ -93,7 +121,7 @@ struct Tile {
       SG_UNROLL
       for (int r = 0; r < R; r++) {
         float* out = a.out + (row + r) * a.out_stride + column;
-        F16 sum = a.bias == nullptr ? t.sums[r][p] : add(t.sums[r][p], bias);
+        F16 sum = a.bias == nullptr ? sums[r][p] : add(sums[r][p], bias);
         if (a.accumulate) sum = add(load_lanes(out, lanes), sum);
         store_lanes(out, sum, lanes);
       }
@@ -104,42 +132,25 @@ struct Tile {
 // One tile over the block's steps.
 template <class Step, int R, int P>
 __attribute__((noinline)) void linear_tile(const LinearBlock& block, int row, int panel) {
-  using Element = typename Step::Element;
-  using T = Tile<Step, R, P>;
-  constexpr int kLine = 16 * Step::kWidth;
   const LinearArgs& a = *block.args;
-  const int64_t panel_size = int64_t(block.steps) * kLine;
-  const Element* x = static_cast<const Element*>(a.x) + row * a.x_stride;
-  const Element* w = static_cast<const Element*>(a.w) + panel * panel_size;
+  const auto* x = static_cast<const typename Step::Element*>(a.x) + row * a.x_stride;
+  const auto* w = static_cast<const typename Step::Element*>(a.w) + int64_t(panel) * block.steps * 16 * Step::kWidth;
   float* partial = block.partial + ((row - block.row) * kBlockPanels + panel - block.panel) * 16;
-  // The last step of an odd K has one element of x; the one behind it is not ours to read.
-  const bool is_last = block.last_step == block.steps, is_odd = a.k % Step::kWidth != 0;
-  const int full_steps = is_last && is_odd ? block.steps - 1 : block.last_step;
+  const bool is_last = block.last_step == block.steps, is_odd = is_last && a.k % Step::kWidth != 0;
 
-  T tile;
-  T::start(tile, block.first_step == 0 ? nullptr : partial);
-  // Near the end of its panel each of the P streams goes on in the panel it will read next, P panels further.
-  int64_t ahead = int64_t(kPrefetchSteps) * kLine;
-  for (int s = block.first_step; s < full_steps; s++) {
-    const Element* line = w + int64_t(s) * kLine;
-    if (s == block.steps - kPrefetchSteps) ahead += (P - 1) * panel_size;
-    SG_UNROLL
-    for (int p = 0; p < P; p++) __builtin_prefetch(line + p * panel_size + ahead);
-    T::step(tile, x + int64_t(s) * Step::kWidth, a.x_stride, line, panel_size);
-  }
-  if (full_steps < block.last_step) {
-    Element last[R][Step::kWidth] = {};
-    for (int r = 0; r < R; r++) last[r][0] = x[r * a.x_stride + a.k - 1];
-    T::step(tile, last[0], Step::kWidth, w + int64_t(full_steps) * kLine, panel_size);
-  }
+  Tile<Step, R, P> tile;
+  tile.start(block.first_step == 0 ? nullptr : partial);
+  tile.run(block.first_step, block.last_step - int(is_odd), block.steps, x, a.x_stride, w);
+  if (is_odd) tile.half_step(a.k, block.steps, x, a.x_stride, w);
   if (is_last) {
-    T::finish(tile, a, row, panel);
+    tile.finish(a, row, panel);
   } else {
-    T::save(tile, partial);
+    tile.save(partial);
   }
 }
 
-// `tiles` tiles of R rows each, from `row` on, over all panels of the block: as many panels at once as the registers hold.
+// `tiles` tiles of R rows each, from `row` on, over all panels of the block: as many panels at once as the registers
+// hold.
 template <class Step, int R>
 void linear_tiles(const LinearBlock& block, int row, int tiles) {
   const int end = block.panel + block.panels;
@@ -219,7 +230,7 @@ LinearPlan plan_linear(const LinearArgs& a) {
 }
 
 int64_t linear_items(const LinearArgs& a) {
-  if (a.rows == 0) return 0;
+  if (a.rows == 0 || a.n == 0) return 0;
   const LinearPlan plan = plan_linear(a);
   return int64_t(plan.panels + plan.item_panels - 1) / plan.item_panels * plan.row_blocks;
 }

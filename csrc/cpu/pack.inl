@@ -1,5 +1,5 @@
-// Packing a matrix into panels of 16 rows; see LinearArgs for the layout and PackArgs for what comes in. Included by a unit
-// after its simd header and lanes.inl.
+// Packing a matrix into panels of 16 rows; see LinearArgs for the layout and PackArgs for what comes in. Included by a
+// unit after its simd header.
 #include "cpu/gguf_blocks.h"
 #include "cpu/kernels.h"
 

@@ -3,7 +3,8 @@
 // The order is: log-probabilities of the raw logits; bias, bans, mask, penalties; temperature; then the truncations
 // top-k, top-p, min-p and typical-p, each on what the former left, with the definitions of transformers' logits
 // warpers; then one draw. The vocabulary is never sorted: maxima of blocks of 64 logits, computed once, let every
-// search skip the blocks that cannot matter, and a cut at a cumulative probability is a quickselect on mass.
+// search skip the blocks that cannot matter, and a cut at a cumulative probability looks into one bucket of a
+// histogram.
 //
 // What is decided here: equal logits rank by lower id, but top-k keeps all that equal the k-th. A NaN logit counts as
 // -inf, +inf as the largest float. If every token is at -inf the lowest allowed id is taken, and 0 if none is allowed.
@@ -85,6 +86,10 @@ double mass_of(const Candidate* first, const Candidate* last) {
   for (; first != last; ++first) mass += first->weight;
   return mass;
 }
+
+// Keys are at most 0; buckets of 1 / 32, the last one without end.
+constexpr int kBuckets = 512;
+int bucket_of(float key) { return int(std::min(key * -32.0f, float(kBuckets - 1))); }
 
 // The candidate at which the cumulative weight, in order of `before`, reaches `target`; the last one if it never does.
 // Reorders a[0 .. n), n >= 1.
@@ -276,9 +281,23 @@ class Sampler {
     for (int32_t i = 0; i < n; ++i) s_.kept[i].weight = std::exp(s_.kept[i].key);
   }
 
-  Candidate cut_kept_at(int32_t n, double mass) {
-    std::copy(s_.kept, s_.kept + n, s_.work);
-    return cut_at_mass(s_.work, n, mass);
+  // Where the cumulative weight of s_.kept, in order of `before`, reaches `target`: first which bucket of keys, then
+  // which of the bucket's few candidates.
+  Candidate cut_kept_at(int32_t n, double target) {
+    double masses[kBuckets] = {};
+    for (int32_t i = 0; i < n; ++i) masses[bucket_of(s_.kept[i].key)] += s_.kept[i].weight;
+    int bucket = 0;
+    double mass = 0;
+    while (bucket + 1 < kBuckets && mass + masses[bucket] < target) mass += masses[bucket++];
+    const auto copy_if = [&](auto&& wanted) {
+      return int32_t(std::copy_if(s_.kept, s_.kept + n, s_.work, wanted) - s_.work);
+    };
+    int32_t count = copy_if([&](const Candidate& c) { return bucket_of(c.key) == bucket; });
+    if (count == 0) {  // a target of 0, or one that rounding put out of reach
+      count = copy_if([](const Candidate&) { return true; });
+      mass = 0;
+    }
+    return cut_at_mass(s_.work, count, target - mass);
   }
 
   // ---- temperature and truncation -----------------------------------------------------------------------------------
@@ -329,7 +348,7 @@ class Sampler {
   // Enough of the likeliest for `target`: the threshold falls until they are.
   int32_t collect_mass(double target) {
     int32_t n = 0;
-    for (const float threshold : {-6.f, -12.f, -24.f, -kInf}) {
+    for (const float threshold : {-5.f, -8.f, -12.f, -18.f, -kInf}) {
       n = collect(x_, threshold);
       weigh(n);
       if (mass_of(s_.kept, s_.kept + n) >= target) break;

@@ -25,6 +25,7 @@
 #include <cstring>
 
 #define SG_INLINE static inline __attribute__((always_inline))
+#define SG_INLINE_MEMBER inline __attribute__((always_inline))
 
 // Before a loop with a constant number of rounds whose arrays must become registers.
 #ifdef __clang__

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Never, NoReturn, Self, TypeVar, Unpack, c
 import anyio
 from msgspec import structs
 
-from streamgen.actors.supervisor import Call, EngineThread, OpenModel
+from streamgen.actors.supervisor import Call, EngineThread
 from streamgen.config import EngineOptions, EngineState, LoadProgress, MemoryPlan, make_options
 from streamgen.errors import ConfigError, EngineClosed, InvalidRequest, NotSupported
 from streamgen.metrics import Stats
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from streamgen.actors.supervisor import ModelOpener
+    from streamgen.actors.model import ModelOpener, OpenModel
     from streamgen.completion import Completion, TokenLogprob
 
 T = TypeVar("T")

@@ -119,7 +119,8 @@ def _package_clients() -> Iterator[list[str]]:
     elif (pip := shutil.which("pip")) is not None:
         yield [pip]
     if (uv := shutil.which("uv")) is not None:
-        yield [uv, "tool", "run", "pip"]  # uv itself has no download command
+        interpreter = ["--python", sys.executable] if sys.executable else []  # else uv may fetch one of its own
+        yield [uv, "tool", "run", *interpreter, "pip"]  # uv itself has no download command
 
 
 def _run_client(command: list[str], folder: Path, on_progress: OnProgress, total: int | None) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import anyio
@@ -227,7 +227,7 @@ class Mailbox:
             self._is_started, self._cached_tokens = True, cached_tokens
             return self._notifier.take_waiters()
 
-    def put(self, text: str, ids: list[int], logprobs: list[TokenLogprob]) -> list[Waiter]:
+    def put(self, text: str, ids: Sequence[int], logprobs: Sequence[TokenLogprob]) -> list[Waiter]:
         """Add output."""
         with self._notifier.lock:
             if self.end is not None:

@@ -19,7 +19,8 @@ from streamgen.prompt import ParsedPrompt, Prompt, check_ids, check_text, parse_
 from streamgen.sampling import ResolvedSampling, Sampling, SamplingFields, make_sampling, resolve_sampling
 
 if TYPE_CHECKING:
-    from streamgen.actors.supervisor import EngineThread, OpenModel
+    from streamgen.actors.model import OpenModel
+    from streamgen.actors.supervisor import EngineThread
     from streamgen.completion import FinishReason
 
 MAX_SEQUENCES = 16

@@ -6,6 +6,7 @@ Pages start as NaN, so that whatever reads a slot that was never written, or a p
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ class Shape:
 
     @property
     def scale(self) -> float:
-        return self.head_dim**-0.5
+        return float(self.head_dim**-0.5)
 
 
 def to_bf16(x: Floats) -> NDArray[np.uint16]:
@@ -73,14 +74,13 @@ class Sequences:
         size = num_pages * shape.num_kv_heads * shape.page_size * shape.head_dim
         self.k_pages, self.v_pages = self._nans(size), self._nans(size)
 
-    def _nans(self, *size: int) -> NDArray[np.generic]:
+    def _nans(self, *size: int) -> NDArray[Any]:
         return np.full(size, np.nan, np.float32) if self.shape.dtype == "float32" else np.full(size, 0x7FC1, np.uint16)
 
     def attend(self, rows: Rows) -> list[Floats]:
         """One step; the output of each entry of `rows`, [count, num_heads, head_dim]."""
         s, dim = self.shape, self.shape.head_dim
-        pick = lambda x: np.concatenate([x[i][start : start + n] for i, start, n in rows])  # noqa: E731
-        q, k, v = pick(self.q), pick(self.k), pick(self.v)
+        q, k, v = (np.concatenate([x[i][start : start + n] for i, start, n in rows]) for x in (self.q, self.k, self.v))
         # One buffer, as a fused projection gives it: strides are not the rows' own widths.
         fused = np.concatenate([x.reshape(len(q), -1) for x in (q, k, v)], axis=1)
         widths = [s.num_heads * dim, s.num_kv_heads * dim]
@@ -134,7 +134,7 @@ class Sequences:
         seen = (token <= position) & ((token > position - s.window) if s.window else True)
         scores = np.where(seen, scores, -np.inf)
         p = np.exp(scores - scores.max(axis=2, keepdims=True))
-        return np.einsum("hpt,thd->phd", p / p.sum(axis=2, keepdims=True), v)
+        return np.asarray(np.einsum("hpt,thd->phd", p / p.sum(axis=2, keepdims=True), v))
 
     def check(self, rows: Rows) -> None:
         for (i, start, count), got in zip(rows, self.attend(rows), strict=True):
@@ -155,8 +155,8 @@ STEPS: list[Rows] = [
 ]
 
 
-def check_ragged(shape: Shape, isa: str, *, threads: int = 1) -> None:
-    sequences = Sequences(shape, RAGGED, isa=isa, threads=threads)
+def check_ragged(shape: Shape, isa: str) -> None:
+    sequences = Sequences(shape, RAGGED, isa=isa)
     for rows in STEPS:
         sequences.check(rows)
 
@@ -165,7 +165,7 @@ def check_ragged(shape: Shape, isa: str, *, threads: int = 1) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("head_dim", [2, 8, 64, 80, 96, 128, 256])
 def test_head_dims(isa: str, dtype: str, head_dim: int) -> None:
-    check_ragged(Shape(head_dim=head_dim, dtype=dtype), isa)
+    check_ragged(Shape(num_heads=4, head_dim=head_dim, dtype=dtype), isa)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -177,18 +177,18 @@ def test_groups_of_query_heads(isa: str, dtype: str, heads: tuple[int, int]) -> 
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("window", [1, 2, 15, 16, 17, 40, 100, 512, 1000])
-@pytest.mark.parametrize("softcap", [0.0, 2.0])
+@pytest.mark.parametrize(
+    ("window", "softcap"), [(0, 2.0), (1, 0), (2, 0), (16, 0), (17, 2.0), (100, 0), (512, 0), (1000, 0)]
+)
 def test_windows_and_softcaps(isa: str, dtype: str, window: int, softcap: float) -> None:
-    check_ragged(Shape(window=window, softcap=softcap, head_dim=32, dtype=dtype), isa)
+    check_ragged(Shape(num_heads=2, num_kv_heads=1, window=window, softcap=softcap, head_dim=32, dtype=dtype), isa)
 
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("page_size", [1, 2, 4, 32])
-@pytest.mark.parametrize("head_dim", [8, 64])
+@pytest.mark.parametrize(("page_size", "head_dim"), [(1, 8), (1, 64), (2, 64), (32, 48)])
 def test_page_size_changes_no_bit(isa: str, dtype: str, page_size: int, head_dim: int) -> None:
-    shape = Shape(page_size=page_size, head_dim=head_dim, dtype=dtype)
+    shape = Shape(num_heads=2, num_kv_heads=2, page_size=page_size, head_dim=head_dim, dtype=dtype)
     other = Sequences(shape, RAGGED, isa=isa)
     usual = Sequences(replace(shape, page_size=16), RAGGED, isa=isa)
     for rows in STEPS:
@@ -212,7 +212,7 @@ def test_odd_page_size_in_float32_and_pages_of_one_token(dtype: str) -> None:
         Shape(num_heads=3, num_kv_heads=3, head_dim=16),
         Shape(num_heads=7, num_kv_heads=1, head_dim=80),
         Shape(window=37, head_dim=32),
-        Shape(window=600, head_dim=32, softcap=3.0),
+        Shape(window=520, head_dim=32, softcap=3.0),
         Shape(window=1, head_dim=32),
     ],
     ids=str,
@@ -220,7 +220,7 @@ def test_odd_page_size_in_float32_and_pages_of_one_token(dtype: str) -> None:
 def test_a_row_has_the_same_bits_however_it_is_computed(isa: str, dtype: str, shape: Shape) -> None:
     """In one prompt, in chunks of any size, one by one, alone or beside others."""
     shape = replace(shape, dtype=dtype)
-    length = 1100  # three splits
+    length = 1100 if shape.head_dim == 64 else 560  # three splits, or two
     whole = Sequences(shape, [length, 90], isa=isa).attend([(0, 0, length)])[0]
     rng = np.random.default_rng(5)
     for chunks in ("decodes", "random"):
@@ -255,7 +255,7 @@ def test_threads_change_no_bit(isa: str, dtype: str) -> None:
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_positions_taken_back_leave_nothing_behind(isa: str, dtype: str) -> None:
-    """Rejected drafts: the same positions are written again, with other keys and values, and their old ones were NaN."""
+    """Rejected drafts: positions are written again with other keys and values, and their old ones were NaN."""
     shape = Shape(dtype=dtype)
     clean, dirty = (Sequences(shape, [40], isa=isa) for _ in range(2))
     for sequences in (clean, dirty):

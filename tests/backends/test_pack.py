@@ -6,9 +6,10 @@ import gguf
 import numpy as np
 import pytest
 
-from streamgen import _cpu
 from streamgen.quantization.base import BLOCKS, TensorType, row_bytes
 from tests.backends.arrays import BF16, DTYPES, F32, Array, from_bf16, packed, to_bf16
+
+_cpu = pytest.importorskip("streamgen._cpu")
 
 EVERY_TYPE = pytest.mark.parametrize("type", list(TensorType), ids=lambda t: t.name)
 EVERY_KERNEL = pytest.mark.parametrize(
@@ -76,13 +77,26 @@ def test_every_half_is_read_exactly() -> None:
     np.testing.assert_array_equal(np.signbit(out), np.signbit(wanted))
 
 
-def pack(isa: str, type: TensorType, data: Array, dst: Array, dtype: int, k: int, first_row: int = 0, heads: int = 0) -> None:
+def pack(
+    isa: str, type: TensorType, data: Array, dst: Array, dtype: int, k: int, first_row: int = 0, heads: int = 0
+) -> None:
     """Every panel by itself, last first: they may not depend on each other."""
     holder, address = unaligned(data)
     panels = (first_row % 16 + len(data) + 15) // 16
     for panel in reversed(range(panels)):
         _cpu.kernel_pack(
-            isa, address, data.shape[1], type.value, dst.ctypes.data, dtype, len(data), k, first_row, heads, panel, panel + 1
+            isa,
+            address,
+            data.shape[1],
+            type.value,
+            dst.ctypes.data,
+            dtype,
+            len(data),
+            k,
+            first_row,
+            heads,
+            panel,
+            panel + 1,
         )
     assert len(holder) == data.size + 1
 
@@ -128,7 +142,9 @@ def test_pack_side_by_side(isa: str, dtype: int, sizes: tuple[int, ...]) -> None
 
 @EVERY_KERNEL
 @pytest.mark.parametrize(("heads", "head_dim", "first_row"), [(1, 4, 0), (3, 64, 0), (2, 10, 7), (9, 8, 16)])
-def test_pack_undoes_the_interleaved_rope_order(isa: str, dtype: int, heads: int, head_dim: int, first_row: int) -> None:
+def test_pack_undoes_the_interleaved_rope_order(
+    isa: str, dtype: int, heads: int, head_dim: int, first_row: int
+) -> None:
     n, k = heads * head_dim, 12
     rows = np.random.default_rng(0).standard_normal((n, k), dtype=np.float32)
     # Stored row h D + 2 i + j is row h D + i + j D / 2.

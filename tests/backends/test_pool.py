@@ -7,8 +7,12 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _cpu = pytest.importorskip("streamgen._cpu")
 
@@ -44,45 +48,54 @@ def test_size() -> None:
     assert [_cpu.Pool(n).size for n in (1, 3)] == [1, 3]
 
 
-def worker_threads() -> list[Path]:
-    """Threads of this process that a pool has started."""
+def worker_threads() -> set[Path]:
+    """Threads of this process that pools have started."""
     tasks = Path("/proc/self/task")
     if not tasks.is_dir():
         pytest.skip("needs /proc")
-    return [task for task in tasks.iterdir() if (task / "comm").read_text().strip() == "streamgen"]
+    return {task for task in tasks.iterdir() if (task / "comm").read_text().strip() == "streamgen"}
 
 
-def named_workers(count: int) -> list[Path]:
-    """The `count` workers, once they run and have named themselves."""
+def until(condition: Callable[[], bool]) -> bool:
+    """Wait for what the system does in its own time."""
     deadline = time.monotonic() + 10
-    while len(found := worker_threads()) < count and time.monotonic() < deadline:
+    while not condition() and time.monotonic() < deadline:
         time.sleep(0.001)
-    assert len(found) == count
-    return found
+    return condition()
+
+
+class NewPool:
+    """A pool and the threads it started, once they have named themselves."""
+
+    def __init__(self, threads: int) -> None:
+        before = worker_threads()
+        self.pool = _cpu.Pool(threads)
+        assert until(lambda: len(worker_threads() - before) == threads - 1)
+        self.workers = worker_threads() - before
+
+
+def is_asleep(worker: Path) -> bool:
+    return (worker / "stat").read_text().rsplit(")", 1)[1].split()[0] == "S"
 
 
 def test_an_idle_pool_sleeps() -> None:
-    pool = _cpu.Pool(3)
-    workers = named_workers(2)
-    deadline = time.monotonic() + 10
-    asleep = 0
-    while asleep < len(workers) and time.monotonic() < deadline:
-        asleep = sum((w / "stat").read_text().rsplit(")", 1)[1].split()[0] == "S" for w in workers)
-    assert asleep == len(workers) and pool.size == 3
+    new = NewPool(3)
+    assert until(lambda: all(is_asleep(worker) for worker in new.workers))
 
 
 def test_workers_leave_signals_to_the_host() -> None:
-    pool = _cpu.Pool(2)
-    status = (named_workers(1)[0] / "status").read_text()
+    new = NewPool(2)
+    (worker,) = new.workers
+    status = (worker / "status").read_text()
     blocked = int(next(line for line in status.splitlines() if line.startswith("SigBlk")).split()[1], 16)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGALRM):
         assert blocked >> (number - 1) & 1
-    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, []) and pool.size == 2
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def test_a_closed_pool_has_no_threads() -> None:
-    pool = _cpu.Pool(4)
-    assert len(named_workers(3)) == 3
-    del pool
+    new = NewPool(4)
+    assert len(new.workers) == 3
+    del new.pool
     gc.collect()
-    assert worker_threads() == []
+    assert until(lambda: not new.workers & worker_threads())

@@ -1,17 +1,16 @@
 """The sampler against transformers' logits processors and torch's log_softmax.
 
-A draw is checked exactly: the reference walks the same uniform number through its own cumulative distribution, so a kept
-set that differs by one token, or a renormalization that is off, gives other tokens.
+A draw is checked exactly: the reference walks the same uniform number through its own cumulative distribution, so a
+kept set that differs by one token, or a renormalization that is off, gives other tokens.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from transformers import (
     LogitsProcessor,
     MinPLogitsWarper,
@@ -22,6 +21,9 @@ from transformers import (
 )
 
 from streamgen.backends.base import SAMPLE_ROW, StepOutputs, empty_outputs
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _cpu = pytest.importorskip("streamgen._cpu")
 
@@ -97,7 +99,7 @@ def uniform(position: int, *, sample_index: int = 0, seed: int = SEED) -> float:
 
 def processors(options: dict[str, float]) -> list[LogitsProcessor]:
     """Transformers' own, in the sampler's order; temperature is applied before."""
-    made = []
+    made: list[LogitsProcessor] = []
     if options.get("top_k"):
         made.append(TopKLogitsWarper(top_k=int(options["top_k"])))
     if options.get("top_p", 1) < 1:
@@ -117,10 +119,13 @@ def distribution(logits: NDArray[Any], options: dict[str, float]) -> NDArray[np.
     return np.asarray(scores.softmax(-1)[0].numpy())
 
 
-def check_draws(logits: NDArray[np.float32], p: NDArray[np.float64], options: dict[str, Any], *, isa: str = ISAS[0]) -> None:
+def check_draws(
+    logits: NDArray[np.float32], p: NDArray[np.float64], options: dict[str, Any], *, isa: str = ISAS[0]
+) -> None:
     """Many draws from one row of logits, at positions 0, 1, ..., against the inverse of p's cumulative sum."""
     count = 200
-    got = sample(np.repeat(logits, count, axis=0), isa=isa, position=np.arange(count), **{"temperature": 1.0, **options})
+    fields: dict[str, Any] = {"temperature": 1.0, "position": np.arange(count), **options}
+    got = sample(np.repeat(logits, count, axis=0), isa=isa, **fields)
     cumulative = np.cumsum(p)
     u = np.array([uniform(position) for position in range(count)])
     clear = np.abs(cumulative[None, :] - u[:, None]).min(axis=1) > 2e-6  # not on an edge, where rounding decides
@@ -203,10 +208,11 @@ def test_draws_have_the_right_frequencies() -> None:
     logits, count = random_logits(16, seed=4, spread=1.0), 20000
     p = distribution(logits[0], {})
     many = np.repeat(logits, count, axis=0)
-    for fields in ({"position": np.arange(count)}, {"sample_index": np.arange(count)}, {"seed": np.arange(count)}):
-        observed = np.bincount(sample(many, temperature=1.0, **fields).token, minlength=16)
+    for field in ("position", "sample_index", "seed"):
+        fields: dict[str, Any] = {field: np.arange(count), "temperature": 1.0}
+        observed = np.bincount(sample(many, **fields).token, minlength=16)
         chi_square = float((((observed - count * p) ** 2) / (count * p)).sum())
-        assert chi_square < 44.3, fields  # 15 degrees of freedom: 1 in 10,000
+        assert chi_square < 44.3, field  # 15 degrees of freedom: 1 in 10,000
 
 
 def test_a_draw_depends_on_seed_sample_and_position_alone() -> None:
@@ -215,8 +221,9 @@ def test_a_draw_depends_on_seed_sample_and_position_alone() -> None:
     order = np.random.default_rng(0).permutation(64)
     again = sample(logits, temperature=1.0, position=np.arange(64)[order]).token
     np.testing.assert_array_equal(first[order], again)
-    for other in ({"sample_index": 1}, {"seed": SEED + 1}, {"seed": SEED + (1 << 32)}):
-        assert (sample(logits, temperature=1.0, position=np.arange(64), **other).token != first).mean() > 0.8
+    for name, value in (("sample_index", 1), ("seed", SEED + 1), ("seed", SEED + (1 << 32))):
+        other: dict[str, Any] = {name: value, "temperature": 1.0, "position": np.arange(64)}
+        assert (sample(logits, **other).token != first).mean() > 0.8
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -261,8 +268,13 @@ def test_penalties() -> None:
     repeat = RepetitionPenaltyLogitsProcessor(1.3)
     scores = repeat(torch.from_numpy(history[None].astype(np.int64)), torch.from_numpy(logits.copy()))[0].numpy()
     scores = scores - 0.4 * (counts > 0) - 0.2 * counts
-    fields = {"repetition_penalty": 1.3, "presence_penalty": 0.4, "frequency_penalty": 0.2, "num_prompt": num_prompt}
-    common = {"slot": 1, "position": position, "tokens": tokens, **fields}
+    fields: dict[str, Any] = {
+        "repetition_penalty": 1.3,
+        "presence_penalty": 0.4,
+        "frequency_penalty": 0.2,
+        "num_prompt": num_prompt,
+    }
+    common: dict[str, Any] = {"slot": 1, "position": position, "tokens": tokens, **fields}
     assert sample(logits, **common).token[0] == scores.argmax()
     seeds = np.arange(300)
     got = sample(np.repeat(logits, 300, axis=0), temperature=0.8, seed=seeds, **common).token
@@ -274,7 +286,7 @@ def test_penalties() -> None:
 def test_frequency_counts_output_only() -> None:
     logits = np.array([[1.0, 0.9, 0.0]], np.float32)
     tokens = np.array([[0, 0, 0, 2, 9]], np.int32)
-    fields = {"tokens": tokens, "position": 3, "frequency_penalty": 0.5}
+    fields: dict[str, Any] = {"tokens": tokens, "position": 3, "frequency_penalty": 0.5}
     assert sample(logits, num_prompt=3, **fields).token[0] == 0
     assert sample(logits, num_prompt=2, **fields).token[0] == 1
 
@@ -295,7 +307,7 @@ def test_bias_bans_and_masks(temperature: float) -> None:
         scores[token] += value
     scores[bans] = -np.inf
     scores[[t for t in range(vocab) if t not in allowed]] = -np.inf
-    common = {"bias": bias, "bans": bans, "masks": mask_of(allowed, vocab), "mask": 0}
+    common: dict[str, Any] = {"bias": bias, "bans": bans, "masks": mask_of(allowed, vocab), "mask": 0}
     if temperature:
         check_draws(logits, distribution(scores, {}), common)
     else:
@@ -312,7 +324,7 @@ def test_mask_of_the_row_is_used() -> None:
 @pytest.mark.parametrize("truncation", [{}, {"top_k": 3}, {"top_p": 0.5}, {"typical_p": 0.5, "min_p": 0.1}], ids=str)
 def test_logits_that_are_no_numbers(temperature: float, truncation: dict[str, float]) -> None:
     vocab = 100
-    common = {"temperature": temperature, **truncation}
+    common: dict[str, Any] = {"temperature": temperature, **truncation}
     nothing = np.full((1, vocab), np.nan, np.float32)
     assert sample(nothing, **common).token[0] == 0
     assert sample(nothing, bans=[0, 1], **common).token[0] == 2

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 
 from streamgen.backends.base import (
     SAMPLE_ROW,
@@ -137,20 +138,18 @@ class ToyModel:
     def run(self, chunks: Sequence[Chunk], samples: NDArray[np.void], **arrays: NDArray[np.generic]) -> StepOutputs:
         """One step. `arrays` replaces fields of StepInputs."""
         inputs = StepInputs(
-            **{
-                "tokens": self.tokens,
-                "page_tables": self.page_tables,
-                "slots": np.array([c.slot for c in chunks], np.int32),
-                "starts": np.array([c.start for c in chunks], np.int32),
-                "counts": np.array([c.count for c in chunks], np.int32),
-                "samples": samples,
-                "bias_ids": np.zeros(0, np.int32),
-                "bias_values": np.zeros(0, np.float32),
-                "ban_ids": np.zeros(0, np.int32),
-                "masks": np.zeros((0, -(-self.vocab // 32)), np.uint32),
-            }
-            | arrays  # type: ignore[arg-type]  # the caller names fields of StepInputs
+            tokens=self.tokens,
+            page_tables=self.page_tables,
+            slots=np.array([c.slot for c in chunks], np.int32),
+            starts=np.array([c.start for c in chunks], np.int32),
+            counts=np.array([c.count for c in chunks], np.int32),
+            samples=samples,
+            bias_ids=np.zeros(0, np.int32),
+            bias_values=np.zeros(0, np.float32),
+            ban_ids=np.zeros(0, np.int32),
+            masks=np.zeros((0, -(-self.vocab // 32)), np.uint32),
         )
+        inputs = replace(inputs, **arrays)
         outputs = empty_outputs(len(samples), self.vocab)
         self.model.step(inputs, outputs)
         return outputs

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 import pytest
 
 from streamgen import errors
 from streamgen.cli import doctor, exit_codes
 from streamgen.cli import main as cli
+
+if TYPE_CHECKING:
+    import argparse
 
 HEAVY = ("numpy", "torch", "anyio", "tokenizers", "jinja2", "streamgen.engine", "streamgen.hub")
 

@@ -5,20 +5,30 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from streamgen.checkpoints.base import TensorInfo
+from streamgen.checkpoints.base import RawTensor, TensorInfo
 from streamgen.errors import CorruptWeights, UnsupportedModel
 from streamgen.models.config import ModelConfig, RopeConfig
 from streamgen.models.program import Attend, Linear
-from streamgen.models.registry import FAMILIES, build_program, config_from_gguf, config_from_hf
+from streamgen.models.registry import (
+    FAMILIES,
+    ROPE_FREQS,
+    build_program,
+    config_from_gguf,
+    config_from_hf,
+    read_freq_factors,
+)
 from streamgen.quantization.base import TensorType
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -317,6 +327,7 @@ _EXTRA_KEYS = (
 )
 
 
+@settings(deadline=None)
 @given(st.sampled_from([LLAMA, MISTRAL, QWEN2]), st.sampled_from([*LLAMA, *_EXTRA_KEYS]), _junk)
 def test_any_value_is_read_or_refused(config: dict[str, Any], key: str, value: object) -> None:
     try:
@@ -327,6 +338,7 @@ def test_any_value_is_read_or_refused(config: dict[str, Any], key: str, value: o
         assert shape.head_dim % 2 == 0 and shape.num_heads % shape.num_kv_heads == 0 and shape.vocab_size > 0
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from([*GGUF, "llama.attention.sliding_window", "llama.rope.scaling.factor", "llama.expert_count"]), _junk
 )
@@ -352,6 +364,36 @@ def test_factors_are_needed_where_the_file_has_them() -> None:
     plain = build_program(config_from_gguf(GGUF, infos()), max_context=64)
     assert program.ropes[0].inv_freq[0] == plain.ropes[0].inv_freq[0]
     assert program.ropes[0].inv_freq[3] == pytest.approx(plain.ropes[0].inv_freq[3] / 8)
+
+
+class FactorsFile:
+    """As much of a checkpoint as `read_freq_factors` asks for."""
+
+    def __init__(self, config: ModelConfig, values: NDArray[Any], type: TensorType = TensorType.F32) -> None:
+        self.config = config
+        self._raw = RawTensor(
+            info=TensorInfo(name=ROPE_FREQS, type=type, shape=values.shape, num_bytes=values.nbytes),
+            data=values.reshape(-1).view(np.uint8),
+        )
+
+    def read(self, name: str) -> RawTensor:
+        assert name == ROPE_FREQS
+        return self._raw
+
+
+def test_factors_are_read_where_the_rope_needs_them() -> None:
+    factors = np.array([1, 2, 4, 8], np.float32)
+    needing, plain = config_from_gguf(GGUF, infos(rope_freqs__weight=(4,))), config_from_gguf(GGUF, infos())
+
+    def read(*args: Any) -> tuple[float, ...] | None:
+        checkpoint: Any = FactorsFile(*args)  # Any: only as much of a Checkpoint as is asked for
+        return read_freq_factors(checkpoint)
+
+    assert read(needing, factors) == (1.0, 2.0, 4.0, 8.0)
+    assert read(plain, factors) is None
+    for values, type in ((factors.reshape(2, 2), TensorType.F32), (factors.astype(np.float16), TensorType.F16)):
+        with pytest.raises(CorruptWeights, match=r"rope_freqs\.weight: expected a vector of F32"):
+            read(needing, values, type)
 
 
 @pytest.mark.parametrize("config", [LLAMA, MISTRAL, QWEN2], ids=list(FAMILIES))

@@ -1,8 +1,9 @@
 """An executor without arithmetic: what it answers is a hash of what it reads back through slots and page tables.
 
-The "keys and values" of position p are a hash of those of position p - 1, read through the table, of the token id and of p.
-A sampled token is a hash of those of all positions up to its row's, and of (seed, sample index, position). So a wrong page, a
-stale prefix, a missed copy, a chunk that starts too late, or a row before its predecessor change every token after it.
+The "keys and values" of position p are a hash of those of position p - 1, read through the table, of the token id and
+of p. A sampled token is a hash of those of all positions up to its row's, and of (seed, sample index, position). So a
+wrong page, a stale prefix, a missed copy, a chunk that starts too late, or a row before its predecessor change every
+token after it.
 `solo_output` says what a request must answer, whoever else runs.
 """
 

@@ -1,15 +1,18 @@
-"""Random workloads on the harness: bursts, shared prefixes, edge lengths, cancels, stop strings, several continuations."""
+"""Random workloads on the harness: bursts, shared prefixes, edge lengths, cancels, stop strings, forks."""
 
 from __future__ import annotations
 
 from random import Random
+from typing import TYPE_CHECKING
 
-from streamgen.messages import Admit
 from streamgen.scheduling.limits import Limits
-from streamgen.scheduling.sequence import Sequence
-from streamgen.scheduling.speculation import Drafter
 from tests.scheduling.harness import Harness
 from tests.scheduling.hash_model import VOCABULARY, make_request, solo_output
+
+if TYPE_CHECKING:
+    from streamgen.messages import Admit
+    from streamgen.scheduling.sequence import Sequence
+    from streamgen.scheduling.speculation import Drafter
 
 
 def random_limits(random: Random) -> Limits:

@@ -24,9 +24,7 @@ def peak_by_simulation(growths: list[Growth], page_size: int) -> int:
     return peak
 
 
-@given(
-    st.lists(st.builds(Growth, st.integers(0, 70), st.integers(0, 50)), max_size=12), st.sampled_from([1, 2, 4, 16])
-)
+@given(st.lists(st.builds(Growth, st.integers(0, 70), st.integers(0, 50)), max_size=12), st.sampled_from([1, 2, 4, 16]))
 @settings(max_examples=300, deadline=None)
 def test_the_formula_equals_a_simulation(growths: list[Growth], page_size: int) -> None:
     assert predicted_peak_pages(growths, page_size) == peak_by_simulation(growths, page_size)
@@ -119,28 +117,29 @@ def test_output_is_cut_to_context_and_pages() -> None:
 def test_limits_are_checked(option: str) -> None:
     fields = {"num_pages": 1, "step_tokens": 1, "max_context": 1, option: 0}
     with pytest.raises(ConfigError, match=f"{option}: expected >= 1, got 0"):
-        Limits(**fields)
+        Limits(**fields)  # type: ignore[arg-type]  # all of them are integers
 
 
 @pytest.mark.parametrize("depth", [1, 2])
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(8))
 def test_honest_lengths_never_lead_to_preemption(seed: int, depth: int) -> None:
-    """Every request runs to its max_tokens, which is what is predicted while few lengths are known."""
+    """Every request runs to its max_tokens, and that is what is predicted of it."""
     random = Random(seed)
-    limits = Limits(num_pages=20, page_size=4, step_tokens=24, max_context=60, max_running=12)
+    step_tokens = random.choice([10, 24])
+    limits = Limits(num_pages=24, page_size=4, step_tokens=step_tokens, max_context=60, max_running=8)
     harness = Harness(limits)
+    harness.scheduler._admission.lengths = OutputLengths(min_known=1_000_000)
     most_running = 0
     for request_id in range(30):
-        prompt = [random.randrange(VOCABULARY) for _ in range(random.randrange(1, 25))]
+        prompt = [random.randrange(VOCABULARY) for _ in range(random.randrange(1, 45))]
         num_sequences = random.choice([1, 1, 3]) if seed % 2 else 1
-        harness.admit(
-            make_request(request_id, prompt, max_tokens=random.randrange(1, 30), num_sequences=num_sequences)
-        )
+        harness.admit(make_request(request_id, prompt, max_tokens=random.randrange(1, 30), num_sequences=num_sequences))
         harness.step(depth=depth)
+    while harness.step(depth=depth):
         most_running = max(most_running, harness.scheduler.stats().running)
     harness.run(depth=depth)
     assert harness.scheduler.stats().preemptions == 0
-    assert most_running > 2
+    assert most_running >= 2
 
 
 def test_the_predicted_peak_is_reached_and_not_passed() -> None:
@@ -162,6 +161,19 @@ def test_a_shared_prompt_counts_once() -> None:
     harness.admit(make_request(1, list(range(37)), max_tokens=6, num_sequences=4))
     while harness.scheduler.stats().running < 4:
         assert harness.step()
+    harness.run()
+    assert harness.scheduler.stats().preemptions == 0
+
+
+def test_pages_are_kept_for_followers() -> None:
+    """A leader alone and the second request would fit; with the leader's followers they do not."""
+    harness = Harness(Limits(num_pages=12, page_size=4, step_tokens=64, max_context=60))
+    harness.admit(make_request(1, list(range(9)), max_tokens=8, num_sequences=3))
+    harness.admit(make_request(2, list(range(20, 32)), max_tokens=4))
+    harness.step()
+    assert harness.scheduler.stats().running == 1
+    harness.step()
+    assert harness.scheduler.stats().running == 3
     harness.run()
     assert harness.scheduler.stats().preemptions == 0
 

@@ -59,7 +59,9 @@ def test_allocating_from_an_empty_pool_is_an_error() -> None:
         pool.allocate()
 
 
-@pytest.mark.parametrize(("num_tokens", "num_shared", "has_copy"), [(0, 0, False), (3, 0, True), (4, 1, False), (9, 2, True)])
+@pytest.mark.parametrize(
+    ("num_tokens", "num_shared", "has_copy"), [(0, 0, False), (3, 0, True), (4, 1, False), (9, 2, True)]
+)
 def test_fork_shares_full_pages_and_copies_the_partial_one(num_tokens: int, num_shared: int, has_copy: bool) -> None:
     pool = PagePool(8, page_size=SIZE)
     pages = [pool.allocate() for _ in range(3)]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
-from streamgen.scheduling.speculation import Drafter
 from tests.scheduling.simulation import OracleDrafter, RandomDrafter, WrongDrafter, simulate
+
+if TYPE_CHECKING:
+    from streamgen.scheduling.speculation import Drafter
 
 
 @pytest.mark.parametrize("seed", range(24))
@@ -14,7 +18,9 @@ def test_random_workloads(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("drafter", [OracleDrafter(), WrongDrafter(), RandomDrafter(3)], ids=["oracle", "wrong", "random"])
+@pytest.mark.parametrize(
+    "drafter", [OracleDrafter(), WrongDrafter(), RandomDrafter(3)], ids=["oracle", "wrong", "random"]
+)
 def test_drafts_never_change_the_output(seed: int, drafter: Drafter) -> None:
     simulate(100 + seed, 20, drafter=drafter)
 

@@ -79,7 +79,7 @@ def test_mistral_text_and_ids() -> None:
     assert tokenizer.encode(text, add_bos=False) == wanted["ids"]
 
 
-# ---- the surface -------------------------------------------------------------------------------------------------------
+# ---- the surface ----------------------------------------------------------------------------------------------------
 
 
 def test_special_tokens_arguments_and_clock() -> None:
@@ -90,7 +90,8 @@ def test_special_tokens_arguments_and_clock() -> None:
 @pytest.mark.parametrize("name", ["bos_token", "raise_exception", "range", "namespace", "strftime_now"])
 def test_arguments_cannot_shadow(name: str) -> None:
     with pytest.raises(TemplateError, match=name):
-        template("x", bos_token="<s>").render(HELLO, **{name: "x"})
+        arguments: dict[str, Any] = {name: "x"}
+        template("x", bos_token="<s>").render(HELLO, **arguments)
 
 
 def test_json_is_not_escaped_for_html() -> None:

@@ -78,7 +78,7 @@ def test_a_wrong_message_is_named(message: Any, where: str) -> None:
 
 @pytest.mark.parametrize("messages", [[], "hi", {"role": "user", "content": "hi"}, None, 5])
 def test_a_list_of_messages_is_wanted(messages: Any) -> None:
-    with pytest.raises(InvalidRequest, match="^messages: expected"):
+    with pytest.raises(InvalidRequest, match=r"^messages: expected"):
         normalize_messages(messages)
 
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import threading
-import tracemalloc
 from datetime import datetime
 from typing import Any
 
@@ -10,6 +9,8 @@ import pytest
 from streamgen.errors import TemplateError
 from streamgen.text import sandbox
 from streamgen.text.chat import ChatTemplate
+
+resource = pytest.importorskip("resource", reason="peak memory is asked from getrusage")
 
 SECRET = "the-secret-words"
 MESSAGES = [{"role": "user", "content": SECRET, "x": {"y": [1]}}]
@@ -139,21 +140,22 @@ BOMBS = [
     "{% set b = 'a' * 10000000 %}{% set l = [" + "b[1:]," * 5000 + "] %}",
     "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
     "{% if 1 %}" * 3000,
-    "{{ 1 }}" * 30000,
+    "{{1}}" * 51000,
     "a" * 300_000,
 ]
 
 
+def peak_bytes() -> int:
+    """The most memory that this process ever held."""
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024
+
+
 @pytest.mark.parametrize("source", BOMBS, ids=lambda s: s[:60])
 def test_bombs_are_stopped_before_they_take_memory(source: str) -> None:
-    tracemalloc.start()
-    try:
-        with pytest.raises(TemplateError) as caught:
-            render(source)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak < 300 * 2**20
+    before = peak_bytes()
+    with pytest.raises(TemplateError) as caught:
+        render(source)
+    assert peak_bytes() - before < 300 * 2**20
     assert SECRET not in str(caught.value)
 
 
@@ -202,7 +204,8 @@ def test_a_budget_is_for_one_rendering(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_long_honest_chat_is_well_within_the_limits() -> None:
     source = (
         "{% set ns = namespace(seen=0) %}{% for m in messages %}{% set ns.seen = ns.seen + 1 %}"
-        "{{ '<' + m.role + '>' ~ m.content | trim }}{% if not loop.last %}{{ '\n' }}{% endif %}{% endfor %}{{ ns.seen }}"
+        "{{ '<' + m.role + '>' ~ m.content | trim }}{% if not loop.last %}{{ '\n' }}{% endif %}{% endfor %}"
+        "{{ ns.seen }}"
     )
     messages = [{"role": "user", "content": "word " * 200}] * 2000
     text = ChatTemplate(source, special_tokens={}).render(messages)

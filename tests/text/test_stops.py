@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -34,7 +36,7 @@ def held_back(text: str, stops: list[str]) -> int:
 def test_equals_the_definition(text: str, stops: list[str], cuts: list[int], include: bool) -> None:
     matcher = StopMatcher(stops, include_stop=include)
     borders = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
-    parts = [text[a:b] for a, b in zip(borders, borders[1:], strict=False)]
+    parts = [text[a:b] for a, b in pairwise(borders)]
     shown, seen, matched = "", "", None
     for part in parts:
         new, matched = matcher.feed(part)

@@ -130,8 +130,8 @@ class Detokenizer:
         sequence.scores.extend(entry.scores)
         text, used, stop = self._decode(request, sequence, entry)
         if used or text:
-            logprobs = self._describe(entry.ids[:used], entry.logprobs[:used])
-            self.wakes.add(mailbox.put(text, list(entry.ids[:used]), logprobs))
+            ids = entry.ids[:used]
+            self.wakes.add(mailbox.put(text, ids, self._describe(ids, entry.logprobs) if entry.logprobs else ()))
         if stop is not None:
             if entry.finish is None:
                 self._stops_found.append(StopFound(request_id=entry.request_id, index=entry.index))
@@ -167,6 +167,7 @@ class Detokenizer:
     # ---- logprobs ----
 
     def _describe(self, ids: tuple[int, ...], logprobs: tuple[TokenLogprobs, ...]) -> list[TokenLogprob]:
+        # NOTE: ids may be cut at a stop string, logprobs not.
         return [self._token_logprob(token, entry) for token, entry in zip(ids, logprobs, strict=False)]
 
     def _token_logprob(self, token: int, entry: TokenLogprobs) -> TokenLogprob:

@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import logging
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from streamgen.actors.actor import Actor
-from streamgen.messages import ExecutorInbox, SchedulerInbox, StepDone, StepFailed, StepPlan
+from streamgen.messages import ExecutorInbox, SchedulerInbox, StepDone, StepFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from streamgen.actors.model import RunsPlans
     from streamgen.actors.workers import Workers
 
 logger = logging.getLogger(__name__)
-
-
-class RunsPlans(Protocol):
-    """What an executor drives: `execution.Runner`."""
-
-    def execute(self, plan: StepPlan) -> StepDone:
-        """Run one step; blocks until the device is done."""
-        ...
 
 
 class ExecutorActor(Actor[ExecutorInbox]):

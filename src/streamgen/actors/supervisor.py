@@ -14,16 +14,16 @@ import os
 import threading
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import anyio
 
 from streamgen.actors.detokenizer import Detokenizer, DetokenizerActor
-from streamgen.actors.executor import ExecutorActor, RunsPlans
+from streamgen.actors.executor import ExecutorActor
 from streamgen.actors.scheduler import PLANS_IN_FLIGHT, SchedulerActor
 from streamgen.actors.tokenizer import PromptEncoder, TokenizerActor
-from streamgen.actors.workers import Workers
-from streamgen.config import EngineOptions, EngineState, LoadProgress, MemoryPlan
+from streamgen.actors.workers import EngineOwnedThread, Workers, host_has_ended
+from streamgen.config import EngineState
 from streamgen.errors import EngineClosed, EngineFailed, EngineOverloaded, StreamgenError
 from streamgen.mailbox import End, Mailbox, Signal, Wakes
 from streamgen.messages import Cancel, Submit
@@ -33,63 +33,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from streamgen.actors.actor import Actor
-    from streamgen.sampling import Sampling
-    from streamgen.scheduling.limits import Limits
+    from streamgen.actors.model import ModelOpener, OpenModel
+    from streamgen.config import EngineOptions, LoadProgress
     from streamgen.scheduling.stats import SchedulerStats
-    from streamgen.text.chat import ChatTemplate, ChatTemplates
-    from streamgen.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 TOKENIZER_THREADS = 2
+HOST_CHECK_SECONDS = 0.25
 MESSAGES_PER_REQUEST = 8  # more than one request can have in any inbox: its submission, two cancels, an answer, its end
-
-
-class OpenModel(Protocol):
-    """What the engine thread runs: `execution.OpenModel`."""
-
-    tokenizer: Tokenizer
-    limits: Limits
-    plan: MemoryPlan
-    sampling_defaults: Sampling
-
-    @property
-    def chat_template(self) -> ChatTemplate | ChatTemplates | None:
-        """What turns messages into text."""
-        ...
-
-    @property
-    def config(self) -> Any:
-        """The model's `ModelConfig`."""
-        ...
-
-    @property
-    def runner(self) -> RunsPlans:
-        """Runs the plans."""
-        ...
-
-    def close(self) -> None:
-        """Free the model."""
-        ...
-
-
-class ModelOpener(Protocol):
-    """How an engine gets its model. Both are blocking."""
-
-    def open(
-        self,
-        options: EngineOptions,
-        on_progress: Callable[[LoadProgress], None] | None,
-        is_cancelled: Callable[[], bool],
-    ) -> OpenModel:
-        """Load it; raises soon after `is_cancelled()`."""
-        ...
-
-    def plan(self, options: EngineOptions) -> MemoryPlan:
-        """Its sizes, from headers only."""
-        ...
 
 
 class Call(Generic[T]):
@@ -124,7 +78,10 @@ class _Route:
 
 
 class EngineThread:
-    """One life of an engine, from loading to closed. Threads are daemons: a host that just exits is not held up."""
+    """One life of an engine, from loading to closed.
+
+    A host that exits without closing is not held up: the engine notices within HOST_CHECK_SECONDS and closes itself.
+    """
 
     def __init__(
         self,
@@ -159,7 +116,7 @@ class EngineThread:
         self._scheduler_actor: SchedulerActor | None = None
         self._workers: list[Workers] = []
         self.encoder: PromptEncoder | None = None
-        self.thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self.thread = EngineOwnedThread(self._run, name=name)
 
     # ---- any thread ----
 
@@ -283,12 +240,15 @@ class EngineThread:
     def _run(self) -> None:
         state = EngineState.CLOSED
         try:
-            self._model = self._opener.open(self._options, self._on_progress, self._stopping.is_set)
+            self._model = self._opener.open(self._options, self._on_progress, self._is_given_up)
             anyio.run(self._serve, self._model, backend="asyncio")
         except BaseException as e:
             state = self._fail(e)
         finally:
             self._finish(state)
+
+    def _is_given_up(self) -> bool:
+        return self._stopping.is_set() or host_has_ended()
 
     def _fail(self, error: BaseException) -> EngineState:
         if not self.opened.is_set():
@@ -313,6 +273,13 @@ class EngineThread:
         for call in tuple(self._calls):
             call.finish(None, self._not_open())
         self._calls.clear()
+        try:
+            self._free()
+        finally:  # whatever freeing did, nobody may wait for ever
+            self.opened.set()
+            self.closed.set()
+
+    def _free(self) -> None:
         for workers in self._workers:
             workers.stop()
         if self._model is not None:
@@ -324,8 +291,6 @@ class EngineThread:
             [],
             None,
         )
-        self.opened.set()
-        self.closed.set()
 
     async def _serve(self, model: OpenModel) -> None:
         self._loop = asyncio.get_running_loop()
@@ -339,8 +304,14 @@ class EngineThread:
             with self._lock:
                 self.state = EngineState.READY
             self.opened.set()
+            group.start_soon(self._watch_host, self._stop)
             await self._stop.wait()
             group.cancel_scope.cancel()
+
+    async def _watch_host(self, stop: asyncio.Event) -> None:
+        while not host_has_ended():  # noqa: ASYNC110  # Python tells nobody when its main thread ends
+            await anyio.sleep(HOST_CHECK_SECONDS)
+        stop.set()
 
     def _make_actors(self, model: OpenModel, loop: asyncio.AbstractEventLoop) -> list[Actor[Any]]:
         """The four actors; receivers before their senders."""

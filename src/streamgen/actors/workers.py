@@ -16,17 +16,32 @@ Done: TypeAlias = Callable[[T | None, BaseException | None], None]
 """Called on the loop with a result or an error."""
 
 
-class Workers:
-    """Threads that run calls in the order they were given, and hand the outcomes to one loop.
+class EngineOwnedThread(threading.Thread):
+    """A thread of an engine.
 
-    They are daemons, as the engine thread is: a host that exits without closing its engine is not held up.
+    NOTE: not a daemon. Python lets daemons run on while it takes itself down, and a kernel that comes back from a step
+    then ends the whole process with an abort. Instead the engine closes itself when `host_has_ended`.
     """
+
+    def __init__(self, target: Callable[[], None], *, name: str) -> None:
+        super().__init__(target=target, name=name, daemon=False)
+
+
+def host_has_ended() -> bool:
+    """Whether nothing is left of the host: its main thread is over, and every other one that Python waits for."""
+    if threading.main_thread().is_alive():
+        return False
+    return all(t.daemon or isinstance(t, EngineOwnedThread) or not t.is_alive() for t in threading.enumerate())
+
+
+class Workers:
+    """Threads that run calls in the order they were given, and hand the outcomes to one loop."""
 
     def __init__(self, count: int, *, name: str, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._stopping = False
-        self._threads = [threading.Thread(target=self._run, name=name, daemon=True) for _ in range(count)]
+        self._threads = [EngineOwnedThread(self._run, name=name) for _ in range(count)]
         for thread in self._threads:
             thread.start()
 

@@ -6,41 +6,20 @@ against the rate of a large matrix product in torch, batches against one sequenc
 
 from __future__ import annotations
 
-import json
-import platform
-import shlex
-import subprocess
-import sys
-import time
-from importlib import metadata, util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from streamgen.cli import exit_codes, machine
-from streamgen.cli.options import ENGINE_FIELDS, add_model_arguments, chosen, model_or_demo
-from streamgen.cli.output import note
+from streamgen.cli import exit_codes
+from streamgen.cli.options import add_model_arguments
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
-
-    from streamgen.cli.figures import BenchReport, Figure
-    from streamgen.cli.measure import EngineBench
-    from streamgen.cli.model_size import ModelSize
 
 SUMMARY = "how fast a model runs here"
 DESCRIPTION = """\
 Measure decoding, prefill, start-up and memory, each beside what bounds it on this machine. Best of several runs; the
 machine should be idle. A few minutes with the demo model, --quick half a minute.
 """
-
-PROMPT_TOKENS = 128
-PREFILL_TOKENS = 512
-BATCHES = (1, 8, 32)
-BANDWIDTH_BYTES = 512 * 2**20  # well beyond any cache
-BANDWIDTH_SECONDS = 2.0
-START_RUNS = 3
-VERSIONS = ("streamgen", "numpy", "torch")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,201 +33,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure, print each figure as it is there, write the report."""
     import msgspec
 
+    from streamgen.cli.benchmark.suite import measure
+
     report = measure(arguments)
     if arguments.json is not None:
         Path(arguments.json).write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
     return exit_codes.OK
-
-
-def measure(arguments: argparse.Namespace) -> BenchReport:
-    """Run every measurement."""
-    import anyio
-
-    bench = Bench(arguments)
-    for line in bench.report().header():
-        note(line)
-    bench.measure_machine()
-    anyio.run(bench.measure_engine)
-    if not bench.is_quick:
-        bench.measure_start()
-        bench.measure_memory()
-    report = bench.report()
-    for reason in report.skipped:
-        note(f"not measured: {reason}")
-    return report
-
-
-class Bench:
-    """Collects the figures of one run, and prints each."""
-
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        from streamgen.backends.cpu import chosen_isa
-        from streamgen.cli.model_size import read_model_size
-        from streamgen.engine import Engine
-        from streamgen.execution.threads import available_threads
-
-        self.is_quick: bool = arguments.quick
-        self._model = str(model_or_demo(arguments.model))
-        self._options = chosen(arguments, ENGINE_FIELDS)
-        self._plan = Engine(self._model, **self._options).plan()
-        self._size: ModelSize = read_model_size(self._model)
-        self._threads: int = arguments.threads or available_threads()
-        self._isa = chosen_isa()
-        self._figures: dict[str, Figure] = {}
-        self._skipped: list[str] = []
-
-    def report(self) -> BenchReport:
-        """What was measured so far, with the machine and the versions."""
-        from streamgen.cli.figures import BenchReport
-
-        return BenchReport(
-            model=Path(self._model).name,
-            dtype=self._plan.dtype,
-            threads=self._threads,
-            isa=self._isa,
-            processor=machine.cpu_model(),
-            system=platform.platform(),
-            versions={"python": platform.python_version(), **{name: _version(name) for name in VERSIONS}},
-            commit=_commit(),
-            command=f"streamgen {shlex.join(['bench', *sys.argv[2:]])}",
-            figures=tuple(self._figures.values()),
-            skipped=tuple(self._skipped),
-        )
-
-    def measure_machine(self) -> None:
-        """What bounds the engine here: memory bandwidth, and a large matrix product in torch."""
-        from streamgen import _cpu
-
-        bandwidth = _cpu.read_bandwidth(self._threads, BANDWIDTH_BYTES, BANDWIDTH_SECONDS)
-        self._add("read bandwidth", [bandwidth], "GB/s")
-        if self.is_quick:
-            return
-        if util.find_spec("torch") is None:
-            self._skipped.append("torch's matrix product: torch is not installed")
-            return
-        product = _child("matmul", str(self._threads))
-        self._add("torch bf16 matmul 4096", [product["gflops"]], "GFLOP/s")
-
-    async def measure_engine(self) -> None:
-        """Decode, prefill, time per step."""
-        from streamgen.cli.measure import open_bench
-
-        async with open_bench(self._model, self._options, self._size.vocab) as bench:
-            for num_seqs in BATCHES:
-                await self._measure_decode(bench, num_seqs)
-            await self._measure_prefill(bench)
-
-    async def _measure_decode(self, bench: EngineBench, num_seqs: int) -> None:
-        if num_seqs > self._plan.max_running:
-            self._skipped.append(f"decode of {num_seqs} sequences: max_running is {self._plan.max_running}")
-            return
-        tokens = min(32 if self.is_quick else 128, self._plan.max_context - PROMPT_TOKENS)
-        runs = [await bench.decode(num_seqs, prompt_tokens=PROMPT_TOKENS, tokens=tokens) for _ in self._repeats()]
-        name = f"decode {num_seqs} seq"
-        steady = [run.steady for run in runs]
-        if num_seqs == 1:
-            bound = self._figures["read bandwidth"].value * 1e9 / self._size.step_bytes(self._plan.dtype)
-            self._add(name, steady, "tok/s", bound, "of read bandwidth / bytes of weights")
-        else:
-            self._add(name, steady, "tok/s", self._figures["decode 1 seq"].value, "times one sequence")
-        if num_seqs == max(BATCHES):
-            self._add(f"offline {num_seqs} requests, 128 in", [run.overall for run in runs], "tok/s out")
-            self._add_step_times(bench)
-
-    def _add_step_times(self, bench: EngineBench) -> None:
-        """How long Python keeps a step waiting, outside the one call that runs it."""
-        stats = bench.stats
-        wall, forward = getattr(stats, "step_seconds", None), getattr(stats, "forward_seconds", None)
-        if not wall or forward is None:
-            self._skipped.append("time per step outside the call: this engine does not count it")
-            return
-        step, outside = wall / stats.steps, (wall - forward) / stats.steps
-        self._add("time per step outside the call", [outside * 1e6], "us", step * 1e6, "of a step")
-
-    async def _measure_prefill(self, bench: EngineBench) -> None:
-        tokens = min(PREFILL_TOKENS, self._plan.max_context - 1)
-        runs = [await bench.prefill(tokens) for _ in self._repeats()]
-        self._add(f"prefill {tokens} tokens", runs, "tok/s")
-        rates = [rate * 2 * self._size.layer_weights / 1e9 for rate in runs]
-        product = self._figures.get("torch bf16 matmul 4096")
-        bound = None if product is None else product.value
-        self._add("prefill, layers' linears alone", rates, "GFLOP/s", bound, "of torch bf16 matmul")
-
-    def measure_start(self) -> None:
-        """Import time, and the time from the start of a process to its first token."""
-        python = [sys.executable, "-c"]
-        empty = min(_seconds([*python, "pass"]) for _ in range(START_RUNS))
-        runs = [_seconds([*python, "import streamgen"]) - empty for _ in range(START_RUNS)]
-        self._add("import streamgen", [run * 1e3 for run in runs], "ms", best=min)
-        command = [sys.executable, "-m", "streamgen", "run", self._model, "-p", "Hi", "--max-tokens", "1"]
-        runs = [_seconds([*command, *_as_arguments(self._options)]) for _ in range(START_RUNS)]
-        self._add("process start, one token, exit", runs, "s", best=min)
-
-    def measure_memory(self) -> None:
-        """Resident memory against the plan, in an engine of its own whose pages are all used."""
-        if not sys.platform.startswith("linux"):
-            self._skipped.append("resident memory: read from /proc, which only Linux has")
-            return
-        sizes = _child("memory", self._model, json.dumps(self._options))
-        mib = 2**20
-        self._add("resident beyond the plan", [(sizes["now"] - sizes["planned"]) / mib], "MiB")
-        self._add("peak memory", [sizes["peak"] / mib], "MiB", sizes["planned"] / mib, "of the plan")
-
-    def _repeats(self) -> range:
-        return range(1 if self.is_quick else 3)
-
-    def _add(
-        self,
-        name: str,
-        runs: list[float],
-        unit: str,
-        bound: float | None = None,
-        ratio_of: str = "",
-        *,
-        best: Callable[[list[float]], float] = max,
-    ) -> None:
-        from streamgen.cli.figures import Figure
-
-        value = best(runs)
-        ratio = None if bound is None else value / bound
-        figure = Figure(
-            name=name, value=value, unit=unit, runs=tuple(runs), ratio=ratio, ratio_of=ratio_of if ratio else ""
-        )
-        self._figures[name] = figure
-        print(figure.line(), flush=True)
-
-
-def _child(*arguments: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "streamgen.cli.children", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"{shlex.join(command)} ended with {done.returncode}: {done.stderr.strip()[-500:]}")
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
-
-
-def _seconds(command: list[str]) -> float:
-    began = time.perf_counter()
-    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
-    return time.perf_counter() - began
-
-
-def _as_arguments(options: dict[str, Any]) -> list[str]:
-    return [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "none"
-
-
-def _commit() -> str | None:
-    """The commit of the source tree this runs from, marked where files differ; None outside a tree."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Open the model and take turns until the input ends."""
     with open_engine(arguments) as engine:
+        engine.render([{"role": "user", "content": "."}])  # a model without a template is refused before the first turn
         if sys.stdin.isatty():
             _enable_line_editing()
             note("/reset, /system TEXT, /quit; ctrl-C cancels an answer, ctrl-D leaves.")

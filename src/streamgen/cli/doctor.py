@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-from importlib import metadata, util
 from typing import TYPE_CHECKING
 
 from streamgen.cli import exit_codes, machine
@@ -40,6 +38,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def examine() -> DoctorReport:
     """Collect the facts; loads neither torch nor a model."""
+    import platform
+
     from streamgen.cli.report import BackendReport, DoctorReport
     from streamgen.execution.memory import available_memory
     from streamgen.execution.threads import available_threads, cgroup_quota
@@ -83,6 +83,8 @@ def _kernels() -> tuple[tuple[str, ...], str | None, tuple[str, ...]]:
 
 
 def _version(package: str) -> str | None:
+    from importlib import metadata
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -90,9 +92,11 @@ def _version(package: str) -> str | None:
 
 
 def _reference_backend() -> BackendReport:
+    from importlib.util import find_spec
+
     from streamgen.cli.report import BackendReport
 
-    reasons = () if util.find_spec("torch") else ("torch is not installed; pip install torch",)
+    reasons = () if find_spec("torch") else ("torch is not installed; pip install torch",)
     return BackendReport(name=FOR_TESTS, usable=not reasons, reasons=reasons)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import sys
 from pathlib import Path
 
@@ -14,6 +13,8 @@ def cpu_model() -> str:
         for line in _lines(Path("/proc/cpuinfo")):
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
+    import platform
+
     return platform.processor() or platform.machine()
 
 

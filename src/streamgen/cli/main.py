@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import traceback
 from typing import TYPE_CHECKING
 
 from streamgen.cli import bench, chat, doctor, exit_codes, inspect, pull, run
@@ -43,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=exit_codes.HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"streamgen {_version()}")
+    parser.add_argument("--version", action=_ShowVersion, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for module in COMMANDS:
         name = module.__name__.rpartition(".")[2]
@@ -60,13 +59,17 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
+class _ShowVersion(argparse.Action):
+    """Looks the version up only when it is asked for: that takes longer than all the rest of the parser."""
 
-    try:
-        return version("streamgen")
-    except PackageNotFoundError:  # run from a source tree that was never installed
-        return "(not installed)"
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(f"streamgen {version('streamgen')}")
+        except PackageNotFoundError:  # run from a source tree that was never installed
+            print("streamgen (not installed)")
+        parser.exit()
 
 
 def _cause(error: Exception) -> Exception:
@@ -79,6 +82,8 @@ def _cause(error: Exception) -> Exception:
 def _report(error: Exception, *, debug: bool) -> int:
     """Print the error; its exit code."""
     if debug:
+        import traceback
+
         traceback.print_exception(error, file=sys.stderr)
     elif isinstance(error, StreamgenError):
         complain(str(error))

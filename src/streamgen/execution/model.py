@@ -19,11 +19,11 @@ from streamgen.execution.threads import available_threads
 from streamgen.hub import resolve_model
 from streamgen.models.config import ModelConfig
 from streamgen.models.program import Program
-from streamgen.models.registry import build_program
+from streamgen.models.registry import build_program, read_freq_factors
 from streamgen.quantization.base import TensorType
 from streamgen.sampling import Sampling
 from streamgen.scheduling.scheduler import Limits
-from streamgen.text.chat import ChatTemplate
+from streamgen.text.chat import ChatTemplates
 from streamgen.text.tokenizer import Tokenizer, load_tokenizer
 
 OnProgress = Callable[[LoadProgress], None] | None
@@ -49,7 +49,8 @@ class _Prepared:
             self.dtype = choose_dtype(options.dtype, self.checkpoint)
             self.threads = options.threads or available_threads()
             max_context = options.max_context or self.config.max_context
-            self.program: Program = build_program(self.config, max_context=max_context)
+            factors = read_freq_factors(self.checkpoint)
+            self.program: Program = build_program(self.config, max_context=max_context, freq_factors=factors)
             self.backend: Backend = select_backend(self.program, self.dtype)
             self.plan = plan_memory(
                 options, self.config, self.program, self.backend, dtype=self.dtype, threads=self.threads
@@ -63,7 +64,7 @@ class OpenModel:
     """A model that is ready to run. Close it once nothing runs any more."""
 
     def __init__(
-        self, *, prepared: _Prepared, runner: Runner, tokenizer: Tokenizer, chat_template: ChatTemplate | None, limits: Limits
+        self, *, prepared: _Prepared, runner: Runner, tokenizer: Tokenizer, chat_template: ChatTemplates, limits: Limits
     ) -> None:
         self.name = prepared.checkpoint.model_name
         self.config: ModelConfig = prepared.config
@@ -104,7 +105,7 @@ def open_model(options: EngineOptions, on_progress: OnProgress, is_cancelled: Ca
         finally:
             text.join()
         try:
-            tokenizer, template = text.result()
+            tokenizer, templates = text.result()
         except BaseException:
             runner.close()
             raise
@@ -112,7 +113,7 @@ def open_model(options: EngineOptions, on_progress: OnProgress, is_cancelled: Ca
             prepared=prepared,
             runner=runner,
             tokenizer=tokenizer,
-            chat_template=template,
+            chat_template=templates,
             limits=_limits(prepared, options),
         )
     finally:
@@ -161,13 +162,11 @@ def _load_runner(prepared: _Prepared, on_progress: OnProgress, is_cancelled: Cal
     return Runner(model, num_slots=plan.max_running, max_context=plan.max_context, page_size=PAGE_SIZE)
 
 
-def _open_text(checkpoint: Checkpoint, options: EngineOptions) -> tuple[Tokenizer, ChatTemplate | None]:
+def _open_text(checkpoint: Checkpoint, options: EngineOptions) -> tuple[Tokenizer, ChatTemplates]:
     source = checkpoint.tokenizer_source
     tokenizer = load_tokenizer(source)
-    template = options.chat_template or source.chat_templates.get("default")
-    if template is None:
-        return tokenizer, None
-    return tokenizer, ChatTemplate(template, special_tokens=tokenizer.special_tokens)
+    sources = source.chat_templates if options.chat_template is None else {"default": options.chat_template}
+    return tokenizer, ChatTemplates(sources, special_tokens=tokenizer.special_tokens)
 
 
 class _Background:

@@ -100,25 +100,28 @@ class Admission:
         self._pool = pool
         self.lengths = OutputLengths()
 
-    def fits(self, sequences: Collection[Sequence]) -> bool:
+    def fits(self, running: Iterable[Sequence], candidate: Sequence, *, with_followers: bool = True) -> bool:
         """Whether all of them can run side by side to their ends, as far as can be told."""
-        return self.predicted_peak(sequences) <= self._limits.num_pages
+        peak = self.predicted_peak([*running, candidate], with_followers=with_followers)
+        return peak <= self._limits.num_pages
 
-    def predicted_peak(self, sequences: Collection[Sequence]) -> int:
+    def predicted_peak(self, sequences: Collection[Sequence], *, with_followers: bool = True) -> int:
         """The most pages that they will hold at one time; those whose prompts are not computed in the order they run.
 
-        Pages with several holders are counted once, and as if they were held until all end.
+        Pages with several holders are counted once, and as if they were held until all end. `with_followers` tells
+        whether the followers that leaders among them have not yet shared their prompt with are counted too.
         """
         rows_per_step = max(1, self._limits.step_tokens - len(sequences))
         num_shared, rows_ahead = self._pool.num_shared, 0
         growths: list[Growth] = []
         for sequence in sequences:
             wait = RESULT_LAG
-            if sequence.num_scheduled < sequence.num_prompt or sequence.num_tokens - sequence.num_scheduled > 1:
-                rows_ahead += sequence.num_tokens - sequence.num_scheduled
+            rows = self._prompt_rows(sequence)
+            if rows:
+                rows_ahead += rows
                 wait += -(-rows_ahead // rows_per_step)
             shared = _count_shared(sequence, self._pool)
-            if sequence.followers:
+            if with_followers and sequence.followers:
                 growths += self._follower_growths(sequence, wait)
                 whole = _shareable_pages(sequence, self._limits.page_size)
                 num_shared += max(0, whole - shared)
@@ -126,10 +129,17 @@ class Admission:
             growths.append(self._growth(sequence, shared, wait))
         return num_shared + predicted_peak_pages(growths, self._limits.page_size)
 
+    def _prompt_rows(self, sequence: Sequence) -> int:
+        """Rows that have to run before the sequence decodes."""
+        if sequence.state is State.WAITING:
+            return max(1, sequence.num_tokens - len(sequence.pages) * self._limits.page_size)
+        rows = sequence.num_tokens - sequence.num_scheduled
+        return rows if rows > 1 or sequence.num_scheduled < sequence.num_prompt else 0
+
     def _growth(self, sequence: Sequence, num_shared: int, wait: int) -> Growth:
         expected = self.lengths.predict(sequence.num_tokens - sequence.num_prompt, sequence.max_tokens)
         end = max(sequence.num_prompt, sequence.num_prompt + expected - 1)  # the last token is never a row
-        # A candidate's prompt may be computed in the step that is being planned, for which all others are planned already.
+        # All others have had their rows of the step that is being planned; a candidate may sample in it.
         num_tokens = sequence.num_tokens + (1 if sequence.state is State.WAITING else 0)
         held = min(num_tokens, end)
         return Growth(max(0, held - num_shared * self._limits.page_size), end - held + wait)

@@ -148,8 +148,7 @@ class Scheduler:
     def _propose(self, sequence: Sequence, budget: int) -> tuple[int, ...]:
         """Drafted tokens: as many as output, budget and available pages allow; they are never worth a preemption."""
         assert self._drafter is not None, "drafting without a drafter"
-        if self._limits.step_tokens < 2:
-            return ()  # the step after a verification needs two rows
+        # NOTE: drafts mean a budget of two rows or more, which the step after them needs too; see `num_decode_rows`.
         room_in_output = sequence.max_tokens - sequence.num_outputs - 1
         room_in_pages = self._num_placeable(sequence) - 1
         most = min(budget - sequence.num_decode_rows, room_in_output, room_in_pages)
@@ -255,9 +254,7 @@ class Scheduler:
             return False
         sequence.pages = self._find_prefix(sequence)
         if not self._fits(sequence):
-            self._pool.release_table(sequence.pages)
-            sequence.pages = []
-            self._misfit = sequence
+            self._give_up(sequence)
             return False
         num_pages = len(sequence.pages)
         self._take_slot(sequence, sequence.pages, num_pages * self._limits.page_size, num_shared=num_pages)
@@ -270,10 +267,21 @@ class Scheduler:
             return False
         num_computed = sequence.num_prompt - 1
         fork = self._pool.fork(leader.pages, num_computed)
+        sequence.pages = fork.pages
+        # All followers were counted when the leader started, unless it started alone, asking nobody.
+        if not self._admission.fits(self._running(), sequence, with_followers=False):
+            self._give_up(sequence)
+            return False
         sequence.names = leader.names[: len(fork.pages)]
         self._take_slot(sequence, fork.pages, num_computed, num_shared=len(fork.pages) - 1)
         step.begin(sequence, fork.copy)
         return True
+
+    def _give_up(self, sequence: Sequence) -> None:
+        """The head of the queue does not fit: it is asked again when somebody has left."""
+        self._pool.release_table(sequence.pages)
+        sequence.pages = []
+        self._misfit = sequence
 
     def _take_slot(self, sequence: Sequence, pages: list[int], num_computed: int, *, num_shared: int) -> None:
         if sequence.leader is not None:
@@ -296,7 +304,7 @@ class Scheduler:
         if not self._num_running:
             return True
         # The first chunk needs a page now, which drafted rows may hold although nobody counted them.
-        return self._pool.num_available > 0 and self._admission.fits([*self._running(), sequence])
+        return self._pool.num_available > 0 and self._admission.fits(self._running(), sequence)
 
     def _find_prefix(self, sequence: Sequence) -> list[int]:
         if not self._limits.prefix_cache:

@@ -169,8 +169,7 @@ class Sequence:
         self.num_computed = self.num_scheduled = num_computed
         self.num_offered = num_shared
         self.num_shared_hint = num_shared
-        if not self.has_reported:
-            self.cached_tokens = num_computed
+        self.cached_tokens = num_computed
 
     def leave(self, state: State) -> None:
         """Give up slot and pages, which the caller frees, and everything that steps under way will bring."""

@@ -169,7 +169,7 @@ class ChatTemplates:
         return template.render(messages, tools=tools, add_generation_prompt=add_generation_prompt, **args)
 
 
-# ---- checking messages --------------------------------------------------------------------------------------------
+# ---- checking messages ----------------------------------------------------------------------------------------------
 
 
 def normalize_messages(messages: Sequence[Any]) -> tuple[dict[str, Any], ...]:
@@ -277,7 +277,7 @@ def _plain(value: Any, where: str, depth: int = 0) -> Any:
     raise InvalidRequest(f"{where}: expected JSON data, got {type(value).__name__}", param=where)
 
 
-# ---- errors -------------------------------------------------------------------------------------------------------
+# ---- errors ---------------------------------------------------------------------------------------------------------
 
 
 def _fail(error: Exception, literals: frozenset[str]) -> NoReturn:

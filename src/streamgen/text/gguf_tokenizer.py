@@ -14,7 +14,7 @@ from tokenizers import models, pre_tokenizers
 from streamgen.errors import CorruptWeights, UnsupportedModel
 from streamgen.text import sentencepiece
 from streamgen.text.byte_level import byte_level_piece_bytes, find_pre_tokenizer
-from streamgen.text.vocabulary import TokenType, Vocabulary, unique_ids
+from streamgen.text.vocabulary import TokenType, Vocabulary, library_errors, unique_ids
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -140,13 +140,9 @@ def _build_byte_level(metadata: _Metadata, source: TokenizerSource) -> Vocabular
     """Model "gpt2": byte-level BPE with explicit merges."""
     pre = find_pre_tokenizer(metadata.text("pre") or "default")
     ids = unique_ids(metadata.tokens, f"{_PREFIX}tokens")
-    try:
-        model = models.BPE(vocab=ids, merges=metadata.merges(), ignore_merges=pre.ignore_merges)
-    except Exception as error:  # the library raises bare Exception; its text names the piece
-        raise CorruptWeights(
-            f"{_PREFIX}merges: a merge names a piece that is not in the vocabulary ({error})"
-        ) from None
-    core = tokenizers.Tokenizer(model)
+    merges = metadata.merges()
+    with library_errors(f"{_PREFIX}merges"):
+        core = tokenizers.Tokenizer(models.BPE(vocab=ids, merges=merges, ignore_merges=pre.ignore_merges))
     splits = [pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated") for pattern in pre.patterns]
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
     core.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])

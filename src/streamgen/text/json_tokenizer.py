@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from streamgen.errors import CorruptWeights, UnsupportedModel
 from streamgen.text.byte_level import byte_level_piece_bytes
-from streamgen.text.vocabulary import Vocabulary, config_token_names, spaced_piece_bytes
+from streamgen.text.vocabulary import Vocabulary, config_token_names, library_errors, spaced_piece_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -48,12 +48,11 @@ def read_json(source: TokenizerSource) -> Vocabulary:
     name, data = source.json_path.name, source.json_path.read_bytes()
     try:
         file = msgspec.json.decode(data, type=_File)
-        core = tokenizers.Tokenizer.from_buffer(data)
     except msgspec.DecodeError as error:
         raise CorruptWeights(f"{name}: {error}") from None
-    except Exception as error:  # the library raises bare Exception
-        raise CorruptWeights(f"{name}: the tokenizers library cannot read it ({error})") from None
     ids = _check_ids(file, name)
+    with library_errors(name):
+        core = tokenizers.Tokenizer.from_buffer(data)
     names = config_token_names(source.config)
     bos_id = source.bos_id if source.bos_id is not None else ids.get(names.get("bos_token", ""))
     eos_id = ids.get(names.get("eos_token", ""))

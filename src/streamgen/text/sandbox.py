@@ -39,9 +39,10 @@ MAX_VALUE_CHARS = 16 * 2**20
 MAX_OUTPUT_CHARS = 16 * 2**20
 MAX_SECONDS = 5.0
 MAX_WIDTH = 999  # of a padded or rounded value
+MAX_INDENT = 16  # of JSON
 MAX_INT_BITS = 4096
 
-_ITEM_CHARS = 16  # what an item of a container counts for, beside its own text
+_ITEM_CHARS = 64  # what an item of a container counts for, beside its own text: about its memory
 _REMOVED_FILTERS = (
     "batch center filesizeformat pprint random slice striptags urlize wordwrap xmlattr".split()
 )  # fmt: skip
@@ -274,7 +275,7 @@ def _call(name: str, arguments: Iterable[nodes.Expr], line: int) -> nodes.Call:
     return nodes.Call(function, list(arguments), [], None, None, lineno=line)
 
 
-# ---- how long things are ------------------------------------------------------------------------------------------
+# ---- how long things are --------------------------------------------------------------------------------------------
 
 
 def weigh_deep(value: Any) -> int:
@@ -386,7 +387,7 @@ _FILTER_WEIGHTS: dict[str, Callable[..., int]] = {
 }
 
 
-# ---- names that templates use -------------------------------------------------------------------------------------
+# ---- names that templates use ---------------------------------------------------------------------------------------
 
 
 @pass_context
@@ -406,7 +407,8 @@ def _to_json(
     sort_keys: bool = False,
 ) -> str:
     """JSON as models were trained on it: jinja's own filter would escape `<`, `>` and `&` for HTML."""
-    if weigh_deep((indent, separators)) > 100 or (isinstance(indent, int) and indent > 16):
+    widths = [len(part) if isinstance(part, str) else part for part in (indent or 0, *(separators or ()))]
+    if any(width > MAX_INDENT for width in widths):
         raise LimitExceeded("a wide JSON layout")
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 

@@ -7,6 +7,7 @@ code.
 
 from __future__ import annotations
 
+import re
 import struct
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from streamgen.text.vocabulary import (
     Vocabulary,
     check_byte_pieces,
     config_token_names,
+    library_errors,
     spaced_piece_bytes,
     unique_ids,
 )
@@ -31,8 +33,9 @@ if TYPE_CHECKING:
     from streamgen.checkpoints.base import TokenizerSource
 
 UNIGRAM, BPE = 1, 2
-_MODEL_NAMES = {UNIGRAM: "unigram", BPE: "bpe", 3: "word", 4: "char"}
+_MODEL_NAMES = {3: "word", 4: "char"}
 _MAX_BYTES = 64 * 2**20
+_RESERVED = (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.BYTE)
 
 
 class Pieces(Struct, kw_only=True):
@@ -104,10 +107,10 @@ def build_vocabulary(
         check_byte_pieces(byte_texts, where)
         pieces.byte_fallback = True
     ids = unique_ids(pieces.texts, where)
-    core = tokenizers.Tokenizer(_make_model(pieces, ids, where))
-    core.normalizer = _make_normalizer(pieces)
-    if pieces.add_dummy_prefix and not pieces.prefix_every_part:
-        core.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=False)
+    with library_errors(where):
+        core = tokenizers.Tokenizer(_make_model(pieces, ids))
+        core.normalizer = _make_normalizer(pieces)
+        core.pre_tokenizer = _make_pre_tokenizer(pieces)
     _add_tokens(core, pieces)
     hidden = (TokenType.CONTROL, TokenType.UNKNOWN)
     return Vocabulary(
@@ -124,24 +127,31 @@ def build_vocabulary(
     )
 
 
-def _make_model(pieces: Pieces, ids: dict[str, int], where: str) -> models.Model:
+def _make_model(pieces: Pieces, ids: dict[str, int]) -> models.Model:
     unk = pieces.texts[pieces.unk_id] if pieces.unk_id is not None else None
     if pieces.model_type == BPE:
         merges = _merges_by_score(pieces, ids)
         return models.BPE(vocab=ids, merges=merges, unk_token=unk, fuse_unk=True, byte_fallback=pieces.byte_fallback)
+    scored = list(zip(pieces.texts, pieces.scores, strict=True))
+    return models.Unigram(scored, unk_id=pieces.unk_id, byte_fallback=pieces.byte_fallback)
+
+
+def _make_pre_tokenizer(pieces: Pieces) -> pre_tokenizers.PreTokenizer | None:
+    """What must happen to text between normalization and the model."""
+    steps: list[pre_tokenizers.PreTokenizer] = []
+    if pieces.add_dummy_prefix and not pieces.prefix_every_part:
+        steps.append(pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=False))
     if pieces.model_type == UNIGRAM:
-        if pieces.unk_id is None:
-            raise CorruptWeights(f"{where}: a unigram model needs an unknown token")
-        scored = list(zip(pieces.texts, pieces.scores, strict=True))
-        return models.Unigram(scored, unk_id=pieces.unk_id, byte_fallback=pieces.byte_fallback)
-    name = _MODEL_NAMES.get(pieces.model_type, str(pieces.model_type))
-    raise UnsupportedModel(f"{where}: sentencepiece model type {name!r} is not supported; known are bpe, unigram")
+        # The library would find control and byte pieces in text, where they are only letters: cut off their first one.
+        reserved = {text for text, kind in zip(pieces.texts, pieces.types, strict=True) if kind in _RESERVED}
+        cuts = [f"{re.escape(text[0])}(?={re.escape(text[1:])})" for text in sorted(reserved)]
+        steps.append(pre_tokenizers.Split(tokenizers.Regex("|".join(cuts)), "isolated"))
+    return pre_tokenizers.Sequence(steps) if steps else None
 
 
 def _merges_by_score(pieces: Pieces, ids: dict[str, int]) -> list[tuple[str, str]]:
     """The merges that sentencepiece finds by itself: any two neighbours whose join is a piece, best score first."""
-    reserved = (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.BYTE)
-    usable = {text for text, kind in zip(pieces.texts, pieces.types, strict=True) if kind not in reserved}
+    usable = {text for text, kind in zip(pieces.texts, pieces.types, strict=True) if kind not in _RESERVED}
     by_score = sorted(usable, key=lambda text: (-pieces.scores[ids[text]], ids[text]))
     return [
         (text[:cut], text[cut:])
@@ -179,7 +189,7 @@ def _add_tokens(core: tokenizers.Tokenizer, pieces: Pieces) -> None:
     core.add_tokens(plain)
 
 
-# ---- the protobuf file --------------------------------------------------------------------------------------------
+# ---- the protobuf file ----------------------------------------------------------------------------------------------
 
 
 def parse_model(path: Path) -> Pieces:
@@ -254,6 +264,9 @@ def _parse_normalizer_spec(data: bytes, pieces: Pieces, where: str) -> None:
 
 
 def _check(pieces: Pieces, where: str) -> None:
+    if pieces.model_type not in (UNIGRAM, BPE):
+        name = _MODEL_NAMES.get(pieces.model_type, str(pieces.model_type))
+        raise UnsupportedModel(f"{where}: sentencepiece model type {name!r} is not supported; known are bpe, unigram")
     if not pieces.texts:
         raise CorruptWeights(f"{where}: expected a sentencepiece model, got no pieces")
     if pieces.whitespace_is_suffix or not pieces.escape_whitespaces:

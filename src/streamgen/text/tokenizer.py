@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 import tokenizers
 
-from streamgen.errors import InvalidRequest, UnsupportedModel
+from streamgen.errors import CorruptWeights, InvalidRequest, UnsupportedModel
 from streamgen.text.gguf_tokenizer import read_gguf
 from streamgen.text.json_tokenizer import read_json
 from streamgen.text.sentencepiece import read_sentencepiece
+from streamgen.text.vocabulary import is_panic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -62,10 +63,8 @@ class Tokenizer:
         # NOTE: encode_batch, because `encode` holds the GIL throughout: 1 MB would stall every thread for a second.
         try:
             ids: list[int] = core.encode_batch([text], add_special_tokens=False)[0].ids
-        except (UnicodeEncodeError, TypeError) as error:
-            if not isinstance(text, str):
-                raise InvalidRequest(f"text: expected a string, got {type(text).__name__}", param="prompt") from None
-            raise InvalidRequest("text: expected valid Unicode, got lone surrogates", param="prompt") from error
+        except BaseException as error:
+            raise _explain(error, text) from None
         wants_bos = self.add_bos if add_bos is None else add_bos
         if wants_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
             return [self.bos_id, *ids]
@@ -155,6 +154,17 @@ class _ByteTable(dict[int, bytes]):
         data = self._find(token_id)
         self[token_id] = data
         return data
+
+
+def _explain(error: BaseException, text: object) -> BaseException:
+    """The error to raise for one of the library's; any other is handed back as it is."""
+    if not isinstance(text, str):
+        return InvalidRequest(f"text: expected a string, got {type(text).__name__}", param="prompt")
+    if isinstance(error, UnicodeEncodeError | TypeError):
+        return InvalidRequest("text: expected valid Unicode, got lone surrogates", param="prompt")
+    if is_panic(error):
+        return CorruptWeights("the tokenizers library broke on this vocabulary")
+    return error
 
 
 def load_tokenizer(source: TokenizerSource) -> Tokenizer:

@@ -6,7 +6,8 @@ read they all answer with a `Vocabulary`, and `tokenizer.Tokenizer` knows nothin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import contextmanager
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ from msgspec import Struct
 from streamgen.errors import CorruptWeights
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     import tokenizers
 
 NUM_BYTES = 256
@@ -100,6 +103,27 @@ def check_byte_pieces(texts: dict[int, str], where: str) -> None:
         seen.add(byte)
     if len(seen) != NUM_BYTES:
         raise CorruptWeights(f"{where}: expected byte tokens for all {NUM_BYTES} bytes, got {len(seen)}")
+
+
+@contextmanager
+def library_errors(where: str) -> Iterator[None]:
+    """Turn what the tokenizers library raises over a broken vocabulary into CorruptWeights.
+
+    NOTE: it raises bare `Exception`, and where its Rust code panics, a `BaseException` that would end an actor.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise CorruptWeights(f"{where}: the tokenizers library refused it: {error}") from None
+    except BaseException as error:
+        if not is_panic(error):
+            raise
+        raise CorruptWeights(f"{where}: the tokenizers library broke on it") from None
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether Rust code panicked; the class is made at run time and cannot be imported."""
+    return type(error).__name__ == "PanicException"
 
 
 def unique_ids(texts: list[str], where: str) -> dict[str, int]:

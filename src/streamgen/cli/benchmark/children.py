@@ -1,7 +1,7 @@
 """The measurements of `bench` that need a process of their own. Each prints JSON on one line.
 
-python -m streamgen.cli.children matmul THREADS         GFLOP/s of torch's bf16 matrix product, size 4096
-python -m streamgen.cli.children memory MODEL OPTIONS   resident bytes of an engine whose pages were all used
+python -m streamgen.cli.benchmark.children matmul THREADS         GFLOP/s of torch's bf16 matrix product, size 4096
+python -m streamgen.cli.benchmark.children memory MODEL OPTIONS   resident bytes of an engine whose pages were all used
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def memory(model: str, options: dict[str, Any]) -> dict[str, Any]:
 async def _memory(model: str, options: dict[str, Any]) -> dict[str, Any]:
 
     import streamgen as sg
-    from streamgen.cli.measure import EngineBench
-    from streamgen.cli.model_size import read_model_size
+    from streamgen.cli.benchmark.engine import EngineBench
+    from streamgen.cli.benchmark.model_size import read_model_size
 
     page_bytes = sg.Engine(model, **options).plan().page_bytes
     async with sg.Engine(model, **{**options, "kv_memory": str(FILL_PAGES * page_bytes)}) as engine:

@@ -1,0 +1,68 @@
+"""What the actors need of a model, so that they run over any that offers it: a real one, or one made for tests."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from streamgen.config import EngineOptions, LoadProgress, MemoryPlan
+    from streamgen.messages import StepDone, StepPlan
+    from streamgen.sampling import Sampling
+    from streamgen.scheduling.limits import Limits
+    from streamgen.text.chat import ChatTemplate, ChatTemplates
+    from streamgen.text.tokenizer import Tokenizer
+
+
+class RunsPlans(Protocol):
+    """What an executor drives: `execution.Runner`."""
+
+    def execute(self, plan: StepPlan) -> StepDone:
+        """Run one step; blocks until the device is done."""
+        ...
+
+
+class OpenModel(Protocol):
+    """What the engine thread runs: `execution.OpenModel`."""
+
+    tokenizer: Tokenizer
+    limits: Limits
+    plan: MemoryPlan
+    sampling_defaults: Sampling
+
+    @property
+    def chat_template(self) -> ChatTemplate | ChatTemplates | None:
+        """What turns messages into text."""
+        ...
+
+    @property
+    def config(self) -> Any:
+        """The model's `ModelConfig`."""
+        ...
+
+    @property
+    def runner(self) -> RunsPlans:
+        """Runs the plans."""
+        ...
+
+    def close(self) -> None:
+        """Free the model."""
+        ...
+
+
+class ModelOpener(Protocol):
+    """How an engine gets its model. Both are blocking."""
+
+    def open(
+        self,
+        options: EngineOptions,
+        on_progress: Callable[[LoadProgress], None] | None,
+        is_cancelled: Callable[[], bool],
+    ) -> OpenModel:
+        """Load it; raises soon after `is_cancelled()`."""
+        ...
+
+    def plan(self, options: EngineOptions) -> MemoryPlan:
+        """Its sizes, from headers only."""
+        ...

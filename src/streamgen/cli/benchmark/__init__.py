@@ -1,0 +1,1 @@
+"""What `streamgen bench` measures, and how."""

@@ -1,0 +1,143 @@
+"""The scheduler's shell: what it asks the core, in which order, and how many plans it keeps under way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from streamgen.actors.scheduler import STATS_SECONDS, DeviceFailed, SchedulerActor
+from streamgen.messages import Admit, Advance, Cancel, Progress, Refused, StepDone, StepFailed, StepPlan, StopFound
+from streamgen.sampling import ResolvedSampling
+
+CANCEL = Cancel(request_id=1)
+STOP = StopFound(request_id=1)
+ADMIT = Admit(request_id=1, prompt_ids=(1,), sampling=ResolvedSampling(), max_tokens=3)
+
+
+class Core:
+    """A scheduler with a script: so many plans, and then this progress."""
+
+    def __init__(self, *, plans: int = 0) -> None:
+        self.calls: list[Any] = []
+        self.plans = plans
+        self.step = 0
+        self.refusal: Refused | None = None
+        self.progress: tuple[Progress, ...] = ()
+        self.num_stats = 0
+
+    def admit(self, message: Admit) -> Refused | None:
+        self.calls.append(message)
+        return self.refusal
+
+    def cancel(self, message: Cancel) -> None:
+        self.calls.append(message)
+
+    def stop_found(self, message: StopFound) -> None:
+        self.calls.append(message)
+
+    def complete(self, done: StepDone) -> None:
+        self.calls.append(done)
+
+    def plan(self) -> StepPlan | None:
+        if self.plans == 0:
+            return None
+        self.plans -= 1
+        self.step += 1
+        return StepPlan(step=self.step, slots=(0,), starts=(0,), counts=(1,), samples=(1,), pages=((),))
+
+    def take_progress(self) -> tuple[Progress, ...]:
+        progress, self.progress = self.progress, ()
+        return progress
+
+    def stats(self) -> int:
+        self.num_stats += 1
+        return self.num_stats
+
+
+class Shell:
+    def __init__(self, core: Core) -> None:
+        self.sent: list[Any] = []
+        self.now = 0.0
+        scheduler: Any = core
+        self.actor = SchedulerActor(
+            scheduler,
+            to_executor=self.sent.append,
+            to_detokenizer=self.sent.append,
+            clock=lambda: self.now,
+            capacity=1,
+        )
+
+    def turn(self, *messages: Any) -> list[Any]:
+        """Handle these as one turn; what was sent."""
+        self.sent.clear()
+        for message in messages:
+            self.actor.handle(message)
+        self.actor.settle()
+        return list(self.sent)
+
+    def close(self) -> None:
+        self.actor._sender.close()
+        self.actor._inbox.close()
+
+
+@pytest.fixture
+def core() -> Core:
+    return Core()
+
+
+@pytest.fixture
+def shell(core: Core) -> Any:
+    shell = Shell(core)
+    yield shell
+    shell.close()
+
+
+def test_two_plans_are_under_way(core: Core, shell: Shell) -> None:
+    core.plans = 5
+    assert [plan.step for plan in shell.turn(ADMIT)] == [1, 2]
+    assert shell.turn(CANCEL) == [], "the device has enough to do"
+    assert [plan.step for plan in shell.turn(StepDone(step=1, tokens=()))] == [3]
+    both = (StepDone(step=2, tokens=()), StepDone(step=3, tokens=()))
+    assert [plan.step for plan in shell.turn(*both)] == [4, 5]
+
+
+def test_the_device_gets_its_plan_before_anybody_hears_of_the_last(core: Core, shell: Shell) -> None:
+    core.plans = 3
+    shell.turn(ADMIT)
+    core.progress = (Progress(request_id=1, ids=(5,)),)
+    sent = shell.turn(StepDone(step=1, tokens=((5,),)))
+    assert [type(m) for m in sent] == [StepPlan, Advance]
+    assert sent[1].entries == (Progress(request_id=1, ids=(5,)),)
+
+
+def test_everything_goes_to_the_core_in_order(core: Core, shell: Shell) -> None:
+    done = StepDone(step=0, tokens=())
+    shell.turn(ADMIT, CANCEL, STOP, done)
+    assert core.calls == [ADMIT, CANCEL, STOP, done]
+
+
+def test_a_refusal_goes_to_the_detokenizer(core: Core, shell: Shell) -> None:
+    core.refusal = Refused(request_id=1, code="engine_overloaded")
+    assert shell.turn(ADMIT) == [core.refusal]
+
+
+def test_a_failed_step_ends_the_actor(shell: Shell) -> None:
+    with pytest.raises(DeviceFailed, match="smoke"):
+        shell.turn(StepFailed(step=1, message="smoke"))
+
+
+def test_stats_are_fresh_when_idle_and_not_counted_every_step(core: Core, shell: Shell) -> None:
+    core.plans = 100
+    shell.turn(ADMIT)
+    before = core.num_stats
+    for step in range(1, 20):
+        shell.turn(StepDone(step=step, tokens=()))
+    assert core.num_stats == before
+    shell.now += 2 * STATS_SECONDS
+    shell.turn(StepDone(step=20, tokens=()))
+    assert core.num_stats == before + 1
+    core.plans = 0
+    shell.turn(StepDone(step=21, tokens=()), StepDone(step=22, tokens=()))
+    latest: Any = shell.actor.stats
+    assert core.num_stats == before + 2 == latest
