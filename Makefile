@@ -90,7 +90,7 @@ $(STAMPS)/package: pyproject.toml CMakeLists.txt $(CPP) | $(STAMPS)/torch
 
 $(STAMPS)/model: | $(STAMPS)/package
 	@echo "[4/4] the demo model"
-	@$(BIN)/streamgen pull demo
+	@$(BIN)/streamgen pull demo >/dev/null
 	@touch $@
 
 # An extra's requirements alone: the package itself need not be built again for them.

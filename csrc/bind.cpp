@@ -44,11 +44,11 @@ void bind_memory_and_pool(nb::module_& m) {
       .def_prop_ro("size", &Pool::size);
   m.def(
       "pack",
-      [](Pool& pool, const std::string& isa, uint64_t src, int64_t src_row_bytes, int src_type, uint64_t dst, int dst_type,
-         int n, int k, int first_row, int rope_heads) {
+      [](Pool& pool, const std::string& isa, uint64_t src, int64_t src_row_bytes, int src_type, uint64_t dst,
+         int dst_type, int n, int k, int first_row, int rope_heads) {
         const Kernels* kernels = select_kernels(isa.c_str());
-        const PackArgs a{at<void>(src), src_row_bytes, DType(src_type), at<void>(dst), DType(dst_type), n, k, first_row,
-                         rope_heads};
+        const PackArgs a{at<void>(src), src_row_bytes, DType(src_type), at<void>(dst), DType(dst_type), n, k,
+                         first_row,     rope_heads};
         nb::gil_scoped_release release;
         const int64_t panels = (int64_t(n) + 15) / 16 + (first_row % 16 != 0);
         pool.run([&](int worker) {
@@ -63,7 +63,8 @@ void bind_memory_and_pool(nb::module_& m) {
         nb::gil_scoped_release release;
         return read_bandwidth(threads, bytes, seconds);
       },
-      "threads"_a, "bytes"_a, "seconds"_a, "GB/s at which `threads` read `bytes` of memory: the best pass within `seconds`.");
+      "threads"_a, "bytes"_a, "seconds"_a,
+      "GB/s at which `threads` read `bytes` of memory: the best pass within `seconds`.");
 }
 
 void bind_program(nb::module_& m) {
@@ -82,7 +83,9 @@ void bind_program(nb::module_& m) {
       .def("add_rope", &Program::add_rope, "inv_freq"_a, "scale"_a)
       .def(
           "add_embed",
-          [](Program& self, ViewTuple out, uint64_t w, float scale) { self.add(EmbedOp{view(out), at<void>(w), scale}); },
+          [](Program& self, ViewTuple out, uint64_t w, float scale) {
+            self.add(EmbedOp{view(out), at<void>(w), scale});
+          },
           "out"_a, "w"_a, "scale"_a)
       .def(
           "add_rms_norm",
@@ -118,7 +121,8 @@ void bind_program(nb::module_& m) {
           },
           "gate"_a, "up"_a, "out"_a, "activation"_a)
       .def(
-          "split", [](Program& self, ViewTuple selected, ViewTuple gathered) { self.split(view(selected), view(gathered)); },
+          "split",
+          [](Program& self, ViewTuple selected, ViewTuple gathered) { self.split(view(selected), view(gathered)); },
           "selected"_a, "gathered"_a)
       .def(
           "finish", [](Program& self, ViewTuple logits) { self.finish(view(logits)); }, "logits"_a)
@@ -139,8 +143,10 @@ void bind_program(nb::module_& m) {
             s.starts = at<int32_t>(starts);
             s.counts = at<int32_t>(counts);
             s.num_seqs = num_seqs;
-            s.sampling = {at<SampleRow>(samples), s.tokens,         tokens_stride,       at<int32_t>(bias_ids),
-                          at<float>(bias_values), at<int32_t>(ban_ids), at<uint32_t>(masks), vocab};
+            s.sampling = {at<SampleRow>(samples), s.tokens,
+                          tokens_stride,          at<int32_t>(bias_ids),
+                          at<float>(bias_values), at<int32_t>(ban_ids),
+                          at<uint32_t>(masks),    vocab};
             s.num_samples = num_samples;
             s.outputs = {at<int32_t>(token),   at<float>(logprob),      at<int32_t>(rank),
                          at<int32_t>(top_ids), at<float>(top_logprobs), top_width};
@@ -184,8 +190,8 @@ void bind_matrix_kernels(nb::module_& m) {
       "isa"_a, "rows"_a, "n"_a, "k"_a, "dtype"_a);
   m.def(
       "kernel_linear",
-      [](const std::string& isa, uint64_t x, int64_t x_stride, uint64_t w, uint64_t bias, uint64_t out, int64_t out_stride,
-         int rows, int n, int k, bool accumulate, int dtype, int64_t begin, int64_t end) {
+      [](const std::string& isa, uint64_t x, int64_t x_stride, uint64_t w, uint64_t bias, uint64_t out,
+         int64_t out_stride, int rows, int n, int k, bool accumulate, int dtype, int64_t begin, int64_t end) {
         const LinearArgs a{at<void>(x), x_stride, at<void>(w), at<float>(bias), at<float>(out), out_stride,
                            rows,        n,        k,           accumulate,      DType(dtype)};
         const Kernels& kernels = kernels_named(isa);
@@ -197,16 +203,17 @@ void bind_matrix_kernels(nb::module_& m) {
       "dtype"_a, "begin"_a = -1, "end"_a = -1, "Items [begin, end) of a product; all of them by default.");
   m.def(
       "kernel_pack",
-      [](const std::string& isa, uint64_t src, int64_t src_row_bytes, int src_type, uint64_t dst, int dst_type, int n, int k,
-         int first_row, int rope_heads, int64_t begin, int64_t end) {
-        const PackArgs a{at<void>(src), src_row_bytes, DType(src_type), at<void>(dst), DType(dst_type), n, k, first_row,
-                         rope_heads};
+      [](const std::string& isa, uint64_t src, int64_t src_row_bytes, int src_type, uint64_t dst, int dst_type, int n,
+         int k, int first_row, int rope_heads, int64_t begin, int64_t end) {
+        const PackArgs a{at<void>(src), src_row_bytes, DType(src_type), at<void>(dst), DType(dst_type), n, k,
+                         first_row,     rope_heads};
         const Kernels& kernels = kernels_named(isa);
         nb::gil_scoped_release release;
         kernels.pack(a, begin < 0 ? 0 : begin, begin < 0 ? (first_row % 16 + n + 15) / 16 : end);
       },
-      "isa"_a, "src"_a, "src_row_bytes"_a, "src_type"_a, "dst"_a, "dst_type"_a, "n"_a, "k"_a, "first_row"_a, "rope_heads"_a,
-      "begin"_a = -1, "end"_a = -1, "Panels [begin, end) of a packing, counted from the one of first_row; all by default.");
+      "isa"_a, "src"_a, "src_row_bytes"_a, "src_type"_a, "dst"_a, "dst_type"_a, "n"_a, "k"_a, "first_row"_a,
+      "rope_heads"_a, "begin"_a = -1, "end"_a = -1,
+      "Panels [begin, end) of a packing, counted from the one of first_row; all by default.");
   m.def(
       "dequantize",
       [](int type, uint64_t src, int64_t columns, uint64_t dst) {
@@ -219,10 +226,10 @@ void bind_matrix_kernels(nb::module_& m) {
 void bind_row_kernels(nb::module_& m) {
   m.def(
       "kernel_rms_norm",
-      [](const std::string& isa, uint64_t x, int64_t x_stride, uint64_t weight, uint64_t out, int64_t out_stride, int rows,
-         int width, int groups, float eps, float offset, int dtype) {
-        const RmsNormArgs a{at<float>(x), x_stride, at<float>(weight), at<void>(out), out_stride,
-                            width,        groups,   eps,               offset,        DType(dtype)};
+      [](const std::string& isa, uint64_t x, int64_t x_stride, uint64_t weight, uint64_t out, int64_t out_stride,
+         int rows, int width, int groups, float eps, float offset, int dtype) {
+        const RmsNormArgs a{at<float>(x), x_stride, at<float>(weight), at<void>(out), out_stride, width, groups,
+                            eps,          offset,   DType(dtype)};
         const Kernels& kernels = kernels_named(isa);
         nb::gil_scoped_release release;
         kernels.rms_norm(a, 0, rows);
@@ -253,8 +260,8 @@ void bind_row_kernels(nb::module_& m) {
       "kernel_gated_mul",
       [](const std::string& isa, uint64_t gate, int64_t gate_stride, uint64_t up, int64_t up_stride, uint64_t out,
          int64_t out_stride, int rows, int width, int activation, int dtype) {
-        const GatedMulArgs a{at<float>(gate), at<float>(up), gate_stride, up_stride, at<void>(out),
-                             out_stride,      width,         Activation(activation), DType(dtype)};
+        const GatedMulArgs a{at<float>(gate), at<float>(up),          gate_stride, up_stride, at<void>(out), out_stride,
+                             width,           Activation(activation), DType(dtype)};
         const Kernels& kernels = kernels_named(isa);
         nb::gil_scoped_release release;
         kernels.gated_mul(a, 0, rows);
@@ -263,8 +270,8 @@ void bind_row_kernels(nb::module_& m) {
       "activation"_a, "dtype"_a);
   m.def(
       "kernel_row_max",
-      [](const std::string& isa, uint64_t x, int64_t n) { return kernels_named(isa).row_max(at<float>(x), n); }, "isa"_a,
-      "x"_a, "n"_a);
+      [](const std::string& isa, uint64_t x, int64_t n) { return kernels_named(isa).row_max(at<float>(x), n); },
+      "isa"_a, "x"_a, "n"_a);
   m.def(
       "kernel_row_exp_sum",
       [](const std::string& isa, uint64_t x, int64_t n, float max) {
@@ -273,12 +280,13 @@ void bind_row_kernels(nb::module_& m) {
       "isa"_a, "x"_a, "n"_a, "max"_a);
 }
 
-// ---- attention, sampler, pool: one by one, for tests (tests/backends) ------------------------------------------------
+// ---- attention, sampler, pool: one by one, for tests (tests/backends)
+// ------------------------------------------------
 
 // The rows of a batch, from its sequences.
 struct BatchRows {
-  BatchRows(int num_seqs, const int32_t* slots, const int32_t* starts, const int32_t* counts, const int32_t* page_tables,
-            int64_t page_table_stride) {
+  BatchRows(int num_seqs, const int32_t* slots, const int32_t* starts, const int32_t* counts,
+            const int32_t* page_tables, int64_t page_table_stride) {
     for (int32_t i = 0; i < num_seqs; ++i) {
       first_row.push_back(static_cast<int32_t>(row_seq.size()));
       for (int32_t j = 0; j < counts[i]; ++j) {
@@ -286,8 +294,11 @@ struct BatchRows {
         row_pos.push_back(starts[i] + j);
       }
     }
-    batch = {num_seqs,         static_cast<int32_t>(row_seq.size()), slots,          starts,      counts,
-             first_row.data(), row_seq.data(),                       row_pos.data(), page_tables, page_table_stride};
+    batch = {num_seqs,       static_cast<int32_t>(row_seq.size()),
+             slots,          starts,
+             counts,         first_row.data(),
+             row_seq.data(), row_pos.data(),
+             page_tables,    page_table_stride};
   }
   std::vector<int32_t> first_row, row_seq, row_pos;
   Batch batch;
@@ -300,11 +311,13 @@ void attend_once(Pool& pool, const Kernels& kernels, const AttendArgs& a) {
   pool.run([&](int worker) {
     pool.share(worker, a.batch->num_rows, 1, [&](int64_t begin, int64_t end) { kernels.store_kv(a, begin, end); });
     void* own = scratch[static_cast<size_t>(worker)].data();
-    pool.share(worker, kernels.attend_items(a), 1, [&](int64_t begin, int64_t end) { kernels.attend(a, begin, end, own); });
+    pool.share(worker, kernels.attend_items(a), 1,
+               [&](int64_t begin, int64_t end) { kernels.attend(a, begin, end, own); });
   });
 }
 
-// Shares whose items read what other workers wrote in the share before; the result does not depend on the number of threads.
+// Shares whose items read what other workers wrote in the share before; the result does not depend on the number of
+// threads.
 uint64_t pool_selftest(int threads, int rounds) {
   Pool pool(threads);
   std::vector<uint64_t> first(64), second(64);
@@ -317,7 +330,8 @@ uint64_t pool_selftest(int threads, int rounds) {
       });
       pool.share(worker, 0, 1, [&](int64_t, int64_t) { sum += 1; });  // never called
       pool.share(worker, n, 2, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) second[size_t(i)] = first[size_t(n - 1 - i)] + 3 * first[size_t((i + 1) % n)];
+        for (int64_t i = begin; i < end; ++i)
+          second[size_t(i)] = first[size_t(n - 1 - i)] + 3 * first[size_t((i + 1) % n)];
       });
       pool.share(worker, 1, 1, [&](int64_t, int64_t) {
         for (int64_t i = 0; i < n; ++i) sum = sum * 31 + second[size_t(i)];
@@ -332,29 +346,33 @@ void bind_attention_and_sampler(nb::module_& m) {
       "kernel_attend",
       [](Pool& pool, const std::string& isa, int dtype, uint64_t q, uint64_t k, uint64_t v, int64_t q_stride,
          int64_t k_stride, int64_t v_stride, uint64_t out, int64_t out_stride, uint64_t k_pages, uint64_t v_pages,
-         int num_heads, int num_kv_heads, int head_dim, int page_size, int window, float scale, float softcap, int num_seqs,
-         uint64_t slots, uint64_t starts, uint64_t counts, uint64_t page_tables, int64_t page_table_stride) {
+         int num_heads, int num_kv_heads, int head_dim, int page_size, int window, float scale, float softcap,
+         int num_seqs, uint64_t slots, uint64_t starts, uint64_t counts, uint64_t page_tables,
+         int64_t page_table_stride) {
         const BatchRows rows(num_seqs, at<int32_t>(slots), at<int32_t>(starts), at<int32_t>(counts),
                              at<int32_t>(page_tables), page_table_stride);
-        const AttendArgs a{at<float>(q), at<float>(k), at<float>(v),  q_stride,      k_stride,     v_stride,
-                           at<void>(out), out_stride,   at<void>(k_pages), at<void>(v_pages), num_heads, num_kv_heads,
-                           head_dim,      page_size,    window,            scale,             softcap,   DType(dtype),
-                           &rows.batch};
+        const AttendArgs a{at<float>(q), at<float>(k),  at<float>(v), q_stride,          k_stride,
+                           v_stride,     at<void>(out), out_stride,   at<void>(k_pages), at<void>(v_pages),
+                           num_heads,    num_kv_heads,  head_dim,     page_size,         window,
+                           scale,        softcap,       DType(dtype), &rows.batch};
         const Kernels* kernels = select_kernels(isa.c_str());
         nb::gil_scoped_release release;
         attend_once(pool, *kernels, a);
       },
-      "pool"_a, "isa"_a, "dtype"_a, "q"_a, "k"_a, "v"_a, "q_stride"_a, "k_stride"_a, "v_stride"_a, "out"_a, "out_stride"_a,
-      "k_pages"_a, "v_pages"_a, "num_heads"_a, "num_kv_heads"_a, "head_dim"_a, "page_size"_a, "window"_a, "scale"_a,
-      "softcap"_a, "num_seqs"_a, "slots"_a, "starts"_a, "counts"_a, "page_tables"_a, "page_table_stride"_a,
+      "pool"_a, "isa"_a, "dtype"_a, "q"_a, "k"_a, "v"_a, "q_stride"_a, "k_stride"_a, "v_stride"_a, "out"_a,
+      "out_stride"_a, "k_pages"_a, "v_pages"_a, "num_heads"_a, "num_kv_heads"_a, "head_dim"_a, "page_size"_a,
+      "window"_a, "scale"_a, "softcap"_a, "num_seqs"_a, "slots"_a, "starts"_a, "counts"_a, "page_tables"_a,
+      "page_table_stride"_a,
       "Store a batch's keys and values in their pages, then attend: AttendArgs and Batch in csrc/cpu/kernels.h.");
   m.def(
       "kernel_sample",
-      [](const std::string& isa, uint64_t rows, int64_t num_rows, uint64_t logits, int64_t logits_stride, uint64_t tokens,
-         int64_t tokens_stride, uint64_t bias_ids, uint64_t bias_values, uint64_t ban_ids, uint64_t masks, int vocab,
-         uint64_t token, uint64_t logprob, uint64_t rank, uint64_t top_ids, uint64_t top_logprobs, int top_width) {
-        const SampleInputs inputs{at<SampleRow>(rows), at<int32_t>(tokens),  tokens_stride,       at<int32_t>(bias_ids),
-                                  at<float>(bias_values), at<int32_t>(ban_ids), at<uint32_t>(masks), vocab};
+      [](const std::string& isa, uint64_t rows, int64_t num_rows, uint64_t logits, int64_t logits_stride,
+         uint64_t tokens, int64_t tokens_stride, uint64_t bias_ids, uint64_t bias_values, uint64_t ban_ids,
+         uint64_t masks, int vocab, uint64_t token, uint64_t logprob, uint64_t rank, uint64_t top_ids,
+         uint64_t top_logprobs, int top_width) {
+        const SampleInputs inputs{
+            at<SampleRow>(rows),    at<int32_t>(tokens),  tokens_stride,       at<int32_t>(bias_ids),
+            at<float>(bias_values), at<int32_t>(ban_ids), at<uint32_t>(masks), vocab};
         const SampleOutputs outputs{at<int32_t>(token),   at<float>(logprob),      at<int32_t>(rank),
                                     at<int32_t>(top_ids), at<float>(top_logprobs), top_width};
         const Kernels* kernels = select_kernels(isa.c_str());
@@ -365,8 +383,9 @@ void bind_attention_and_sampler(nb::module_& m) {
         }
       },
       "isa"_a, "rows"_a, "num_rows"_a, "logits"_a, "logits_stride"_a, "tokens"_a, "tokens_stride"_a, "bias_ids"_a,
-      "bias_values"_a, "ban_ids"_a, "masks"_a, "vocab"_a, "token"_a, "logprob"_a, "rank"_a, "top_ids"_a, "top_logprobs"_a,
-      "top_width"_a, "Sample rows, whose logits are overwritten: StepInputs and StepOutputs in backends/base.py.");
+      "bias_values"_a, "ban_ids"_a, "masks"_a, "vocab"_a, "token"_a, "logprob"_a, "rank"_a, "top_ids"_a,
+      "top_logprobs"_a, "top_width"_a,
+      "Sample rows, whose logits are overwritten: StepInputs and StepOutputs in backends/base.py.");
   m.def(
       "philox",
       [](uint64_t key, std::array<uint32_t, 4> counter) {

@@ -230,7 +230,6 @@ class FakeModel:
             norm_eps=1e-5,
             max_context=limits.max_context,
             rope=RopeConfig(rotary_dim=8),
-            eos_ids=(EOS,),
         )
         self.num_closed = 0
 

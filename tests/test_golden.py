@@ -1,15 +1,17 @@
-"""Real weights against float32 reference runs made with transformers (../shared/data): ids, log-probabilities, texts."""
+"""Real weights against float32 reference runs made with transformers: ids, log-probabilities, texts."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import streamgen as sg
 from tests.real_models import QWEN_0_5B, real_model_path
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 NEAR_TIE = 1e-3  # a float32 run must follow every path whose gap between the two likeliest tokens is larger
 pytestmark = pytest.mark.anyio

@@ -44,10 +44,10 @@ async def test_timeout_raises_with_the_part_that_is_there() -> None:
     async with sg.Engine(_opener=opener) as engine:
         opener.runner.release(3)
         with pytest.raises(sg.DeadlineExceeded) as caught:
-            await engine.generate("hello", timeout=0.4)
+            await engine.generate("hello", timeout=0.05)
         partial = caught.value.partial
         assert isinstance(caught.value, TimeoutError) and caught.value.retryable
-        assert (partial.text, partial.finish_reason) == (expected_text(HELLO, 3), "deadline")
+        assert expected_text(HELLO, 3).startswith(partial.text) and partial.finish_reason == "deadline"
         opener.runner.open_gate()
 
 
@@ -57,11 +57,17 @@ async def test_a_stream_yields_what_is_there_before_its_deadline_is_raised() -> 
     async with sg.Engine(_opener=opener) as engine:
         opener.runner.release(2)
         read = ""
-        with pytest.raises(sg.DeadlineExceeded):
-            async with engine.stream("hello", timeout=0.4) as stream:
+        stream = engine.stream("hello", timeout=1e6)
+        with pytest.raises(sg.DeadlineExceeded) as caught:
+            async with stream:
+                while len(stream.result.ids) < 2:
+                    await anyio.lowlevel.checkpoint()
+                number, thread = stream._submission._number, engine._thread
+                assert number is not None and thread is not None
+                thread.cancel(number, "deadline")  # as its timer would
                 async for delta in stream:
                     read += delta.text
-        assert read == expected_text(HELLO, 2) == stream.result.text
+        assert read == expected_text(HELLO, 2) == stream.result.text == caught.value.partial.text
         assert stream.result.finish_reason == "deadline"
         opener.runner.open_gate()
 
@@ -377,7 +383,7 @@ async def test_a_bug_in_an_actor_fails_the_engine(monkeypatch: pytest.MonkeyPatc
 
     async with sg.Engine(_opener=FakeOpener()) as engine:
         monkeypatch.setattr(Detokenizer, "advance", broken)
-        with pytest.raises(sg.EngineFailed, match="a bug"):
+        with pytest.raises(sg.EngineFailed, match="KeyError in the engine thread"):
             await engine.generate("hello")
         monkeypatch.undo()
         await engine.aclose()

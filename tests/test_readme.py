@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -48,3 +49,37 @@ def test_commands_exist() -> None:
 
     known = {module.__name__.rpartition(".")[2] for module in COMMANDS}
     assert set(re.findall(r"streamgen (run|chat|\w+)(?= (?:MODEL|demo|  |#))", README)) <= known
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize(
+    ("variables", "sentence"),
+    [
+        (("PYTHON=no-such-python",), "needs Python 3.11 or newer"),
+        (("PYTHON=",), "needs Python 3.11 or newer"),
+    ],
+)
+def test_make_says_what_is_missing(variables: tuple[str, ...], sentence: str) -> None:
+    done = subprocess.run(
+        ["make", "--directory", str(ROOT), "tools", *variables], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode != 0
+    assert sentence in done.stdout
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_says_that_a_compiler_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "python3").symlink_to(sys.executable)
+    for tool in ("make", "sh", "echo", "test"):
+        found = shutil.which(tool)
+        assert found is not None
+        (tmp_path / tool).symlink_to(found)
+    done = subprocess.run(
+        ["make", "--directory", str(ROOT), "tools", "PYTHON=python3"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={"PATH": str(tmp_path)},
+    )
+    assert done.returncode != 0
+    assert "needs a C++ compiler" in done.stdout

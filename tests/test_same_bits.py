@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
@@ -13,9 +12,17 @@ import pytest
 import streamgen as sg
 from streamgen.execution import model as execution_model
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 pytestmark = pytest.mark.anyio
 
-PROMPTS = ["Once upon a time", "Lily and Tom went to the park.", "The big dog was very", "One day, a boy found a red ball"]
+PROMPTS = [
+    "Once upon a time",
+    "Lily and Tom went to the park.",
+    "The big dog was very",
+    "One day, a boy found a red ball",
+]
 Result = tuple[tuple[int, ...], bytes]
 
 
@@ -42,7 +49,14 @@ def requests() -> list[dict[str, Any]]:
         cases.append({"prompt": prompt, "max_tokens": 40, "temperature": 0})
         cases.append({"prompt": prompt, "max_tokens": 40, "temperature": 0.9, "top_p": 0.95, "seed": 7 + index})
         cases.append(
-            {"prompt": prompt, "max_tokens": 24, "temperature": 1.1, "top_k": 40, "seed": index, "presence_penalty": 0.7}
+            {
+                "prompt": prompt,
+                "max_tokens": 24,
+                "temperature": 1.1,
+                "top_k": 40,
+                "seed": index,
+                "presence_penalty": 0.7,
+            }
         )
     return cases
 

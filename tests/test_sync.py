@@ -113,8 +113,8 @@ def test_deadline() -> None:
     with sync.Engine(_opener=opener) as engine:
         opener.runner.release(2)
         with pytest.raises(sg.DeadlineExceeded) as caught:
-            engine.generate("hello", timeout=0.4)
-        assert caught.value.partial.text == expected_text(HELLO, 2)
+            engine.generate("hello", timeout=0.05)
+        assert expected_text(HELLO, 2).startswith(caught.value.partial.text)
         opener.runner.open_gate()
 
 

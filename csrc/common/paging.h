@@ -1,7 +1,7 @@
 // Where a token's keys and values are: page arithmetic, written once.
 //
-// The cache of one layer is two arrays (K and V) of num_pages * num_kv_heads tiles; a tile holds page_size tokens of one
-// head. Within a tile (P = page_size, D = head_dim):
+// The cache of one layer is two arrays (K and V) of num_pages * num_kv_heads tiles; a tile holds page_size tokens of
+// one head. Within a tile (P = page_size, D = head_dim):
 //
 //   float32   K [D][P]             V [P][D]
 //   bfloat16  K [D/2][P][2]        V [P/2][D][2]      for P == 1:  K [D]  V [D]

@@ -1,5 +1,5 @@
-// One row through the head and the sampler. Mirrored by SAMPLE_ROW in src/streamgen/backends/base.py, whose comments say
-// what each field means.
+// One row through the head and the sampler. Mirrored by SAMPLE_ROW in src/streamgen/backends/base.py, whose comments
+// say what each field means.
 #pragma once
 #include <cstddef>
 #include <cstdint>

@@ -29,7 +29,7 @@ namespace sg {
 namespace {
 
 constexpr size_t kLine = 64;  // bytes of a cache line: what different workers write stands on different lines
-constexpr auto kSpin = std::chrono::microseconds(40);
+constexpr auto kSpin = std::chrono::microseconds(30);
 
 void pause() {
 #if defined(__x86_64__) || defined(__i386__)

@@ -17,7 +17,9 @@ struct Overloaded : Ts... {
 template <class... Ts>
 Overloaded(Ts...) -> Overloaded<Ts...>;
 
-bool is_row_local(const Op& op) { return !std::holds_alternative<LinearOp>(op) && !std::holds_alternative<AttendOp>(op); }
+bool is_row_local(const Op& op) {
+  return !std::holds_alternative<LinearOp>(op) && !std::holds_alternative<AttendOp>(op);
+}
 
 [[noreturn]] void fail(const std::string& what, int64_t got, int64_t limit) {
   throw std::invalid_argument(what + ": expected < " + std::to_string(limit) + ", got " + std::to_string(got));
@@ -31,7 +33,8 @@ void check_index(const char* what, int64_t value, int64_t limit) {
 
 Program::Program(Pool& pool, const Kernels& kernels, const ProgramSizes& sizes)
     : pool_(pool), kernels_(kernels), sizes_(sizes) {
-  if (sizes.dtype != DType::F32 && sizes.dtype != DType::BF16) throw std::invalid_argument("dtype: expected F32 or BF16");
+  if (sizes.dtype != DType::F32 && sizes.dtype != DType::BF16)
+    throw std::invalid_argument("dtype: expected F32 or BF16");
   if (sizes.max_rows < 1 || sizes.head_rows < 1) throw std::invalid_argument("max_rows, head_rows: expected >= 1");
 }
 
@@ -196,8 +199,11 @@ void Program::prepare(const StepArrays& s) {
       ids_[static_cast<size_t>(row)] = ids[j];
     }
   }
-  batch_ = {s.num_seqs,         row,           s.slots,       s.starts, s.counts, first_row_.data(), row_seq_.data(),
-            row_pos_.data(), s.page_tables, s.page_table_stride};
+  batch_ = {s.num_seqs,      row,
+            s.slots,         s.starts,
+            s.counts,        first_row_.data(),
+            row_seq_.data(), row_pos_.data(),
+            s.page_tables,   s.page_table_stride};
 }
 
 void Program::fill_ropes(int64_t begin, int64_t end) {
@@ -217,65 +223,64 @@ void Program::fill_ropes(int64_t begin, int64_t end) {
 }
 
 void Program::run_rows(const Op& op, int64_t begin, int64_t end) {
-  std::visit(
-      Overloaded{
-          [&](const EmbedOp& o) {
-            EmbedArgs a{};
-            a.ids = ids_.data();
-            a.w = o.w;
-            a.out = stream(o.out);
-            a.out_stride = stride(o.out);
-            a.width = o.out.width;
-            a.scale = o.scale;
-            a.dtype = sizes_.dtype;
-            kernels_.embed(a, begin, end);
-          },
-          [&](const RmsNormOp& o) {
-            RmsNormArgs a{};
-            a.x = stream(o.x);
-            a.x_stride = stride(o.x);
-            a.weight = o.weight;
-            a.out = operand(o.out);
-            a.out_stride = stride(o.out);
-            a.width = o.x.width;
-            a.groups = o.groups;
-            a.eps = o.eps;
-            a.offset = o.offset;
-            a.dtype = sizes_.dtype;
-            kernels_.rms_norm(a, begin, end);
-          },
-          [&](const RopeOp& o) {
-            const Rope& table = ropes_[static_cast<size_t>(o.table)];
-            RopeArgs a{};
-            a.x = stream(o.x);
-            a.x_stride = stride(o.x);
-            a.cos = table.cos.data();
-            a.sin = table.sin.data();
-            a.num_heads = o.num_heads;
-            a.head_dim = o.head_dim;
-            a.rotary_dim = 2 * static_cast<int32_t>(table.inv_freq.size());
-            kernels_.rope(a, begin, end);
-          },
-          [&](const StoreOp& o) {
-            kernels_.store_kv(attend_args(std::get<AttendOp>(ops_[static_cast<size_t>(o.attend)])), begin, end);
-          },
-          [&](const GatedMulOp& o) {
-            GatedMulArgs a{};
-            a.gate = stream(o.gate);
-            a.gate_stride = stride(o.gate);
-            a.up = stream(o.up);
-            a.up_stride = stride(o.up);
-            a.out = operand(o.out);
-            a.out_stride = stride(o.out);
-            a.width = o.out.width;
-            a.activation = o.activation;
-            a.dtype = sizes_.dtype;
-            kernels_.gated_mul(a, begin, end);
-          },
-          [](const LinearOp&) {},
-          [](const AttendOp&) {},
-      },
-      op);
+  std::visit(Overloaded{
+                 [&](const EmbedOp& o) {
+                   EmbedArgs a{};
+                   a.ids = ids_.data();
+                   a.w = o.w;
+                   a.out = stream(o.out);
+                   a.out_stride = stride(o.out);
+                   a.width = o.out.width;
+                   a.scale = o.scale;
+                   a.dtype = sizes_.dtype;
+                   kernels_.embed(a, begin, end);
+                 },
+                 [&](const RmsNormOp& o) {
+                   RmsNormArgs a{};
+                   a.x = stream(o.x);
+                   a.x_stride = stride(o.x);
+                   a.weight = o.weight;
+                   a.out = operand(o.out);
+                   a.out_stride = stride(o.out);
+                   a.width = o.x.width;
+                   a.groups = o.groups;
+                   a.eps = o.eps;
+                   a.offset = o.offset;
+                   a.dtype = sizes_.dtype;
+                   kernels_.rms_norm(a, begin, end);
+                 },
+                 [&](const RopeOp& o) {
+                   const Rope& table = ropes_[static_cast<size_t>(o.table)];
+                   RopeArgs a{};
+                   a.x = stream(o.x);
+                   a.x_stride = stride(o.x);
+                   a.cos = table.cos.data();
+                   a.sin = table.sin.data();
+                   a.num_heads = o.num_heads;
+                   a.head_dim = o.head_dim;
+                   a.rotary_dim = 2 * static_cast<int32_t>(table.inv_freq.size());
+                   kernels_.rope(a, begin, end);
+                 },
+                 [&](const StoreOp& o) {
+                   kernels_.store_kv(attend_args(std::get<AttendOp>(ops_[static_cast<size_t>(o.attend)])), begin, end);
+                 },
+                 [&](const GatedMulOp& o) {
+                   GatedMulArgs a{};
+                   a.gate = stream(o.gate);
+                   a.gate_stride = stride(o.gate);
+                   a.up = stream(o.up);
+                   a.up_stride = stride(o.up);
+                   a.out = operand(o.out);
+                   a.out_stride = stride(o.out);
+                   a.width = o.out.width;
+                   a.activation = o.activation;
+                   a.dtype = sizes_.dtype;
+                   kernels_.gated_mul(a, begin, end);
+                 },
+                 [](const LinearOp&) {},
+                 [](const AttendOp&) {},
+             },
+             op);
 }
 
 void Program::run_stage(const Stage& stage, int worker, int32_t rows) {
@@ -286,7 +291,8 @@ void Program::run_stage(const Stage& stage, int worker, int32_t rows) {
     });
   } else if (const auto* linear = std::get_if<LinearOp>(&op)) {
     const LinearArgs a = linear_args(*linear, rows);
-    pool_.share(worker, kernels_.linear_items(a), 1, [&](int64_t begin, int64_t end) { kernels_.linear(a, begin, end); });
+    pool_.share(worker, kernels_.linear_items(a), 1,
+                [&](int64_t begin, int64_t end) { kernels_.linear(a, begin, end); });
   } else {
     const AttendArgs a = attend_args(std::get<AttendOp>(op));
     void* scratch = scratch_[static_cast<size_t>(worker)]->data();
@@ -329,7 +335,8 @@ void Program::step(const StepArrays& s) {
 }
 
 void Program::copy_pages(const int32_t* pairs, int64_t count) {
-  const int64_t bytes = sizes_.num_kv_heads * tile_size(sizes_.page_size, sizes_.head_dim) * operand_bytes(sizes_.dtype);
+  const int64_t bytes =
+      sizes_.num_kv_heads * tile_size(sizes_.page_size, sizes_.head_dim) * operand_bytes(sizes_.dtype);
   for (int64_t i = 0; i < count; ++i) {
     check_index("page to copy", pairs[2 * i], sizes_.num_pages);
     check_index("page to copy to", pairs[2 * i + 1], sizes_.num_pages);

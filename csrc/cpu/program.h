@@ -1,8 +1,8 @@
 // A model's program on the CPU: ops over buffers, run as one call per step.
 //
-// Built once, op by op, from streamgen.models.program.Program by backends/cpu.py. A step is cut into stages; the workers
-// of the pool share the items of a stage and meet at its end. Consecutive ops whose rows do not touch each other (norms,
-// rope, storing keys and values, products) form one stage.
+// Built once, op by op, from streamgen.models.program.Program by backends/cpu.py. A step is cut into stages; the
+// workers of the pool share the items of a stage and meet at its end. Consecutive ops whose rows do not touch each
+// other (norms, rope, storing keys and values, products) form one stage.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -137,7 +137,7 @@ class Program {
   View selected_{}, gathered_{}, logits_{};
   std::vector<Stage> body_, head_;
   std::unique_ptr<Memory> pages_;
-  int64_t pages_per_layer_bytes_ = 0;  // of K, and of V
+  int64_t pages_per_layer_bytes_ = 0;             // of K, and of V
   std::vector<std::unique_ptr<Memory>> scratch_;  // one per worker
   int64_t workspace_bytes_ = 0;
   // The step under way.

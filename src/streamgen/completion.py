@@ -20,7 +20,7 @@ class TopLogprob(Struct, frozen=True, kw_only=True):
 
 
 class TokenLogprob(Struct, frozen=True, kw_only=True):
-    """The token at one position: id, text, natural-log probability, rank (1 = likeliest), the likeliest alternatives."""
+    """The token at one position: id, text, natural-log probability, rank (1 = likeliest), likeliest alternatives."""
 
     id: int
     text: str

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from streamgen.sampling import ResolvedSampling
+from streamgen.sampling import ResolvedSampling  # noqa: TC001  # decoding needs the type
 
 
 class Message(Struct, frozen=True, kw_only=True, tag=True):

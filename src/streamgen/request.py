@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, structs
 
+from streamgen.actors.supervisor import MAX_SEQUENCES
 from streamgen.errors import InvalidRequest, NotSupported, PromptTooLong
 from streamgen.mailbox import End, Mailbox
 from streamgen.messages import Submit
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from streamgen.actors.supervisor import EngineThread
     from streamgen.completion import FinishReason
 
-MAX_SEQUENCES = 16
 MAX_NAME = 200
 MAX_PRIORITY = 1_000_000
 

@@ -6,14 +6,16 @@ A field of `None` takes the checkpoint's own `generation_config.json`, else the 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import msgspec
 from msgspec import Struct
 
 from streamgen.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 MAX_TOP_LOGPROBS = 20
 MAX_STOPS = 16
@@ -51,7 +53,7 @@ class Sampling(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
     max_tokens           most tokens to generate; None: what the context leaves
     min_tokens           end-of-text is not allowed before this many
     temperature          0 is greedy; 1 leaves the distribution as it is
-    top_p, top_k, min_p, typical_p   truncations, in the order top_k, top_p, min_p, typical_p; 1, 0, 0, 1 switch them off
+    top_p, top_k, min_p, typical_p   truncations, in the order top_k, top_p, min_p, typical_p; off at 1, 0, 0, 1
     repetition_penalty   > 1 makes tokens of prompt and output less likely (CTRL, arXiv:1909.05858)
     presence_penalty, frequency_penalty   subtracted once, or once per occurrence, for tokens of the output (OpenAI)
     logit_bias           token id -> what is added to its logit
@@ -162,7 +164,9 @@ def _check(s: Sampling) -> None:
     _check_stop_ids(s.stop_ids)
     _check_bias(s.logit_bias)
     if s.min_tokens is not None and s.max_tokens is not None and s.min_tokens > s.max_tokens:
-        raise InvalidRequest(f"min_tokens: expected <= max_tokens ({s.max_tokens}), got {s.min_tokens}", param="min_tokens")
+        raise InvalidRequest(
+            f"min_tokens: expected <= max_tokens ({s.max_tokens}), got {s.min_tokens}", param="min_tokens"
+        )
 
 
 def _check_int(name: str, value: Any, *, low: int, high: int = 2**31 - 1) -> None:
@@ -218,10 +222,14 @@ def _check_bias(bias: Any) -> None:
     if bias is None:
         return
     if not isinstance(bias, dict):
-        raise InvalidRequest(f"logit_bias: expected a mapping of token id to number, got {type(bias).__name__}", param="logit_bias")
+        raise InvalidRequest(
+            f"logit_bias: expected a mapping of token id to number, got {type(bias).__name__}", param="logit_bias"
+        )
     if len(bias) > MAX_BIASES:
         raise InvalidRequest(f"logit_bias: expected <= {MAX_BIASES} entries, got {len(bias)}", param="logit_bias")
     for token, value in bias.items():
         if isinstance(token, bool) or not isinstance(token, int):
-            raise InvalidRequest(f"logit_bias: expected token ids as keys, got {type(token).__name__}", param="logit_bias")
+            raise InvalidRequest(
+                f"logit_bias: expected token ids as keys, got {type(token).__name__}", param="logit_bias"
+            )
         _check_float("logit_bias", value, low=-1000.0, high=1000.0)

@@ -42,7 +42,7 @@ DEFAULTS = {
 
 
 def sample(
-    logits: NDArray[np.float32],
+    logits: NDArray[np.floating[Any]],
     *,
     isa: str = ISAS[0],
     tokens: NDArray[np.int32] | None = None,

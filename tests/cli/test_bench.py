@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from streamgen.cli.benchmark import children, suite
-from streamgen.cli.benchmark.engine import Clocked, _steady_rate
+from streamgen.cli.benchmark.engine import Clocked, steady_rate
 from streamgen.cli.benchmark.figures import BenchReport, Figure
 from streamgen.cli.benchmark.model_size import read_model_size
 
@@ -52,11 +52,11 @@ def test_the_report_round_trips() -> None:
     assert msgspec.json.decode(msgspec.json.encode(REPORT), type=BenchReport) == REPORT
 
 
-def test_steady_rate_counts_only_while_all_decode() -> None:
+def teststeady_rate_counts_only_while_all_decode() -> None:
     early = Clocked([0.0, 1.0, 2.0, 3.0], [1, 5, 5, 5])
     late = Clocked([1.0, 2.0, 3.0, 4.0], [1, 3, 3, 3])
     # From 1.0 (the last first token) to 3.0 (the first last token): 5 + 5 of one, 3 + 3 of the other.
-    assert _steady_rate([early, late]) == pytest.approx(8.0)
+    assert steady_rate([early, late]) == pytest.approx(8.0)
 
 
 def test_weights_are_counted_from_headers(stories: Path) -> None:
@@ -88,7 +88,7 @@ def test_quick_bench_measures_the_engine(
 
 
 def test_memory_child_reports_bytes(stories: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    if not children.MAPPED_STATUS.exists():
+    if not children.PROCESS_STATUS.exists():
         pytest.skip("resident memory is read from /proc")
     children.main(["memory", str(stories), json.dumps({"threads": 1})])
     sizes = json.loads(capsys.readouterr().out)

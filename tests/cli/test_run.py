@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -180,3 +182,31 @@ def test_the_demo_model_is_pulled_on_first_use(
     assert "pulling it, once" in err
     run("run", "-p", "x", "--raw", "--max-tokens", "2", *GREEDY)
     assert len(pulled) == 1
+
+
+def long_run(model: Path) -> subprocess.Popen[bytes]:
+    """An answer of 2000 tokens, in a process of its own, whose first byte is there."""
+    arguments = ["run", str(model), "-p", "Count.", "--max-tokens", "2000", "--ignore-eos", "--kv-memory", "64MiB"]
+    command = [sys.executable, "-m", "streamgen", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.read(1)
+    return process
+
+
+def test_ctrl_c_ends_it_at_once_and_silently(demo_model_path: Path) -> None:
+    with long_run(demo_model_path) as process:
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == exit_codes.INTERRUPTED
+    assert err == b""
+
+
+def test_a_reader_that_leaves_ends_it_silently(demo_model_path: Path) -> None:
+    with long_run(demo_model_path) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        err = process.stderr.read()
+        process.wait(timeout=60)
+    assert process.returncode == exit_codes.BROKEN_PIPE
+    assert err == b""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 
-from streamgen.backends.base import Int32Array, StepInputs, StepOutputs
 from streamgen.execution.runner import Runner
 from streamgen.messages import Begin, StepDone, StepPlan
 from streamgen.sampling import ResolvedSampling
+
+if TYPE_CHECKING:
+    from streamgen.backends.base import Int32Array, StepInputs, StepOutputs
 
 
 class Recorder:
@@ -41,7 +45,9 @@ def begin(slot: int, num_prompt: int, **fields: object) -> Begin:
     return Begin(slot=slot, ids=tuple(range(num_prompt)), num_prompt=num_prompt, sampling=sampling, **fields)  # type: ignore[arg-type]
 
 
-def one(slot: int, start: int, count: int, *, samples: int = 1, pages: tuple[int, ...] = (), **fields: object) -> StepPlan:
+def one(
+    slot: int, start: int, count: int, *, samples: int = 1, pages: tuple[int, ...] = (), **fields: object
+) -> StepPlan:
     return StepPlan(
         step=0,
         slots=(slot,),
@@ -151,7 +157,10 @@ def test_biases_are_sliced_per_row(runner: Runner, recorder: Recorder) -> None:
 
 def test_a_slot_forgets_its_last_sequence(runner: Runner, recorder: Recorder) -> None:
     special = ResolvedSampling(logit_bias={5: 1.0}, logprobs=3, temperature=0.0)
-    run(runner, one(0, 0, 2, pages=(4,), begins=(begin(0, 2, sampling=special, stop_ids=(1,), min_length=9, score_from=0),)))
+    run(
+        runner,
+        one(0, 0, 2, pages=(4,), begins=(begin(0, 2, sampling=special, stop_ids=(1,), min_length=9, score_from=0),)),
+    )
     run(runner, one(0, 0, 2, pages=(8,), begins=(begin(0, 2),)))
     row = recorder.inputs[1].samples[0]
     assert (row["bias_count"], row["ban_count"], row["num_top"], row["temperature"]) == (0, 0, -1, 1.0)

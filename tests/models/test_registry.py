@@ -40,8 +40,6 @@ LLAMA: dict[str, Any] = {
     "vocab_size": 100,
     "max_position_embeddings": 512,
     "rms_norm_eps": 1e-5,
-    "bos_token_id": 1,
-    "eos_token_id": [2, 3],
 }
 MISTRAL = LLAMA | {"architectures": ["MistralForCausalLM"]}
 QWEN2 = LLAMA | {"architectures": ["Qwen2ForCausalLM"]}
@@ -57,8 +55,6 @@ GGUF: dict[str, Any] = {
     "llama.attention.layer_norm_rms_epsilon": 1e-5,
     "llama.rope.freq_base": 10000.0,
     "llama.rope.dimension_count": 8,
-    "tokenizer.ggml.bos_token_id": 1,
-    "tokenizer.ggml.eos_token_id": 2,
 }
 
 
@@ -82,20 +78,18 @@ def test_llama() -> None:
         norm_eps=1e-5,
         max_context=512,
         rope=RopeConfig(rotary_dim=8),
-        bos_id=1,
-        eos_ids=(2, 3),
     )
 
 
 def test_both_containers_give_one_shape() -> None:
     gguf = config_from_gguf(GGUF, infos(lm_head__weight=(100, 64)))
-    assert replace(gguf, architecture="LlamaForCausalLM", eos_ids=(2, 3)) == config_from_hf(LLAMA)
+    assert replace(gguf, architecture="LlamaForCausalLM") == config_from_hf(LLAMA)
 
 
 def test_real_config(shared_data: Path) -> None:
     config = config_from_hf(json.loads((shared_data / "models/stories260K/config.json").read_text()))
     assert (config.num_layers, config.num_heads, config.num_kv_heads, config.head_dim) == (5, 8, 4, 8)
-    assert config.tied_head and config.vocab_size == 512 and config.eos_ids == (2,)
+    assert config.tied_head and config.vocab_size == 512
 
 
 def test_defaults_are_those_of_transformers() -> None:
@@ -104,7 +98,7 @@ def test_defaults_are_those_of_transformers() -> None:
     }
     few["num_attention_heads"] = 8
     llama = config_from_hf(few)
-    assert (llama.num_kv_heads, llama.max_context, llama.norm_eps, llama.eos_ids) == (8, 2048, 1e-6, ())
+    assert (llama.num_kv_heads, llama.max_context, llama.norm_eps) == (8, 2048, 1e-6)
     mistral = config_from_hf(few | {"architectures": ["MistralForCausalLM"]})
     assert (mistral.num_kv_heads, mistral.max_context, mistral.sliding_window) == (8, 131072, 4096)
     assert config_from_hf(few | {"architectures": None, "model_type": "qwen2"}).family == "qwen2"
@@ -177,8 +171,6 @@ BAD_HF: list[tuple[dict[str, Any], str]] = [
     ({"rope_theta": float("inf")}, "rope_theta"),
     ({"tie_word_embeddings": 1}, "tie_word_embeddings"),
     ({"attention_bias": "yes"}, "attention_bias"),
-    ({"eos_token_id": -1}, "eos_token_id"),
-    ({"eos_token_id": [1, "2"]}, "eos_token_id"),
     ({"hidden_act": 3}, "hidden_act"),
     ({"architectures": "LlamaForCausalLM"}, "architectures"),
     ({"architectures": []}, "model_type"),
@@ -269,7 +261,6 @@ BAD_GGUF: list[tuple[dict[str, Any], str]] = [
     ({"llama.context_length": 1 << 31}, "context_length"),
     ({"llama.rope.freq_base": 0.0}, "freq_base"),
     ({"llama.attention.key_length": 9}, "key_length"),
-    ({"tokenizer.ggml.eos_token_id": 1 << 32}, "eos_token_id"),
 ]
 
 

@@ -50,13 +50,9 @@ def test_renders_as_the_reference(name: str) -> None:
 
 
 def test_all_reference_renderings_are_there() -> None:
-    assert Counter("error" in case for case in read("renderings.json")["cases"]) == {False: 360, True: 8}
-    rendered = {case["template"] for case in read("renderings.json")["cases"]}
-    assert set(TEMPLATES) - rendered == UNRENDERED
-
-
-# The reference environment itself has no rendering of these for any context, so there is nothing to compare with.
-UNRENDERED = {name for name in TEMPLATES if name not in {c["template"] for c in read("renderings.json")["cases"]}}
+    cases = read("renderings.json")["cases"]
+    assert Counter("error" in case for case in cases) == {False: 360, True: 8}
+    assert {case["template"] for case in cases} == set(TEMPLATES)
 
 
 @pytest.mark.parametrize("case", read("inline_cases.json")["cases"] if FOLDER.is_dir() else [], ids=lambda c: c["name"])
@@ -156,16 +152,15 @@ def test_a_real_template_with_normalized_tool_calls() -> None:
     assert "<tool_response>\n2\n</tool_response>" in text
 
 
-def test_qwen_golden_chats_render_exactly() -> None:
-    """The template of this model's own family; its file is not needed for that."""
-    golden = v.golden("real_models/smollm2-135m-instruct")
-    source = (
-        "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"
-        "You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}"
-        "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-    )
-    chats = [case for case in golden["cases"] if case["kind"] == "chat"]
-    assert chats
-    for case in chats:
-        assert template(source).render(normalize_messages(case["messages"])) == case["rendered"]
+def test_qwen_golden_chats() -> None:
+    """Template and tokenizer together give the golden prompts, tools included."""
+    source = (FOLDER / "templates" / "Qwen-Qwen2.5-7B-Instruct.jinja").read_text()
+    tokenizer = load_tokenizer(TokenizerSource(gguf=v.qwen25_metadata()))
+    for case in v.golden("real_models/qwen2.5-coder-0.5b-instruct")["cases"]:
+        text = case.get("prompt")
+        if case["kind"] == "chat":
+            text = template(source).render(normalize_messages(case["messages"]), tools=case.get("tools"))
+            assert text == case["rendered"]
+        assert tokenizer.encode(text, add_bos=False) == case["prompt_ids"]
+        assert tokenizer.decode(case["output_ids"], at_start=False) == case["text"]
+    assert tokenizer.token_bytes(151935) == b""

@@ -13,6 +13,7 @@ from streamgen.errors import CorruptWeights, StreamgenError, UnsupportedModel
 from streamgen.text.byte_level import BYTE_OF_CHAR, PRE_TOKENIZERS, byte_level_piece_bytes
 from streamgen.text.chat import ChatTemplates, normalize_messages
 from streamgen.text.tokenizer import Tokenizer, load_tokenizer
+from tests.real_models import QWEN_0_5B, QWEN_1_5B, PartedModel, real_model_path
 from tests.text import vocabularies as v
 
 if TYPE_CHECKING:
@@ -24,7 +25,11 @@ regex = pytest.importorskip("regex", reason="an independent engine for Unicode r
 
 @pytest.fixture(scope="module")
 def demo(demo_model_path: Path) -> tuple[Tokenizer, ChatTemplates]:
-    checkpoint = GgufCheckpoint(demo_model_path)
+    return open_text(demo_model_path)
+
+
+def open_text(path: Path) -> tuple[Tokenizer, ChatTemplates]:
+    checkpoint = GgufCheckpoint(path)
     source = checkpoint.tokenizer_source
     tokenizer = load_tokenizer(source)
     templates = ChatTemplates(source.chat_templates, special_tokens=tokenizer.special_tokens)
@@ -33,8 +38,16 @@ def demo(demo_model_path: Path) -> tuple[Tokenizer, ChatTemplates]:
 
 
 def test_demo_model_golden(demo: tuple[Tokenizer, ChatTemplates]) -> None:
-    tokenizer, templates = demo
-    golden = v.golden("real_models/smollm2-135m-instruct")
+    check_golden(*demo, "real_models/smollm2-135m-instruct")
+
+
+@pytest.mark.parametrize("model", [QWEN_0_5B, QWEN_1_5B], ids=lambda model: model.name)
+def test_qwen_golden(model: PartedModel) -> None:
+    check_golden(*open_text(real_model_path(model)), "real_models/qwen2.5-coder-0.5b-instruct")  # one vocabulary
+
+
+def check_golden(tokenizer: Tokenizer, templates: ChatTemplates, folder: str) -> None:
+    golden = v.golden(folder)
     assert set(tokenizer.eos_ids) == set(golden["stop_ids"])
     for case in golden["cases"]:
         if case["kind"] == "raw":
@@ -50,9 +63,8 @@ def test_demo_model_golden(demo: tuple[Tokenizer, ChatTemplates]) -> None:
 
 def test_demo_model_splits_every_digit(demo: tuple[Tokenizer, ChatTemplates]) -> None:
     tokenizer, _ = demo
-    for digits in ("123", "½½", "ⅧⅧ", "१२"):
-        one = tokenizer.encode(digits[0])
-        assert tokenizer.encode(digits)[: len(one)] == one
+    for digits in ("123", "2024", "½½", "ⅧⅧ", "१२"):
+        assert tokenizer.encode(digits) == [i for digit in digits for i in tokenizer.encode(digit)]
 
 
 def test_the_byte_table_is_a_bijection() -> None:
@@ -79,6 +91,21 @@ def test_pre_tokenizers_cut_as_their_expressions_say(name: str) -> None:
     for text in texts:
         words = [word for word, _ in cutter.pre_tokenize_str(text)]
         assert words == _cut([text], patterns), text
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("smollm", "a12 ½½ it's", ["a", "1", "2", " ", "½", "½", " it", "'s"]),
+        ("gpt-2", "a12 ½½ it's", ["a", "12", " ½½", " it", "'s"]),
+        ("gpt-2", "it'S  x!\n", ["it", "'", "S", " ", " x", "!", "\n"]),
+        ("qwen2", "it'S  12(x)\n\n", ["it", "'S", " ", " ", "1", "2", "(x", ")\n\n"]),
+        ("llama-bpe", "v12345 :a", ["v", "123", "45", " :", "a"]),
+        ("default", "a+b 12345", ["a", "+", "b", " ", "123", "45"]),
+    ],
+)
+def test_pre_tokenizers_cut_as_the_families_do(name: str, text: str, words: list[str]) -> None:
+    assert _cut([text], PRE_TOKENIZERS[name].patterns) == words
 
 
 def _cut(pieces: Sequence[str], patterns: Sequence[str]) -> list[str]:

@@ -213,6 +213,20 @@ def test_a_small_file_works(tmp_path: Path) -> None:
     assert _load_file(tmp_path, _small_file()) == [2, 1, 0, 3]
 
 
+def test_truncation_and_padding_left_in_a_file_are_switched_off(tmp_path: Path) -> None:
+    file = _small_file()
+    file["truncation"] = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+    file["padding"] = {
+        "strategy": {"Fixed": 8},
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": "a",
+    }
+    assert _load_file(tmp_path, file) == [2, 1, 0, 3]
+
+
 @pytest.mark.parametrize(
     ("change", "error"),
     [

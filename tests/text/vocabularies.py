@@ -73,6 +73,20 @@ def byte_level_metadata(path: Path, *, pre: str, eos_id: int) -> dict[str, Any]:
     }
 
 
+def qwen25_metadata() -> dict[str, Any]:
+    """Qwen 2.5: Qwen 2's vocabulary and more added tokens, padded to the width of its head, as converters do."""
+    metadata = byte_level_metadata(DATA / FOLDERS["qwen2"] / "tokenizer.json", pre="qwen2", eos_id=151645)
+    config = json.loads((DATA / "tokenizer_configs" / "qwen2.5" / "tokenizer_config.json").read_text())
+    tokens, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
+    for token_id, token in sorted(config["added_tokens_decoder"].items()):
+        if int(token_id) >= len(tokens):
+            tokens.append(token["content"])
+            types.append(3 if token["special"] else 4)
+    tokens += [f"[PAD{i}]" for i in range(len(tokens), 151936)]
+    types += [5] * (151936 - len(types))
+    return metadata
+
+
 def sentencepiece_metadata(path: Path) -> dict[str, Any]:
     """A tokenizer.model as a GGUF converter writes it."""
     pieces = parse_model(path)

@@ -152,17 +152,20 @@ class Detokenizer:
 
     def _end(self, request: _Request, sequence: _Sequence, end: End) -> None:
         sequence.is_over = True
-        self.wakes.add(sequence.mailbox.finish(end, self._prompt_logprobs(request, sequence)))
+        prompt_logprobs = self._prompt_logprobs(request, sequence)
         request.left -= 1
         if request.left == 0:
             del self._requests[request.open.request_id]
             self._routes.close(request.open.request_id)
+        # NOTE: the terminal comes last: who sees it may count on the request being closed.
+        self.wakes.add(sequence.mailbox.finish(end, prompt_logprobs))
 
     def _end_all(self, request_id: int, end: End) -> None:
-        for mailbox in self._routes.mailboxes(request_id) or ():
-            self.wakes.add(mailbox.finish(end))
+        mailboxes = self._routes.mailboxes(request_id) or ()
         self._requests.pop(request_id, None)
         self._routes.close(request_id)
+        for mailbox in mailboxes:
+            self.wakes.add(mailbox.finish(end))
 
     # ---- logprobs ----
 

@@ -20,7 +20,7 @@ import anyio
 
 from streamgen.actors.detokenizer import Detokenizer, DetokenizerActor
 from streamgen.actors.executor import ExecutorActor
-from streamgen.actors.scheduler import PLANS_IN_FLIGHT, SchedulerActor
+from streamgen.actors.scheduler import PLANS_IN_FLIGHT, DeviceFailed, SchedulerActor
 from streamgen.actors.tokenizer import PromptEncoder, TokenizerActor
 from streamgen.actors.workers import EngineOwnedThread, Workers, host_has_ended
 from streamgen.config import EngineState
@@ -43,7 +43,8 @@ T = TypeVar("T")
 
 TOKENIZER_THREADS = 2
 HOST_CHECK_SECONDS = 0.25
-MESSAGES_PER_REQUEST = 8  # more than one request can have in any inbox: its submission, two cancels, an answer, its end
+MAX_SEQUENCES = 16  # of one request
+MESSAGES_PER_SEQUENCE = 8  # more than one can have in any inbox: submission, two cancels, an answer, its end
 
 
 class Call(Generic[T]):
@@ -252,7 +253,7 @@ class EngineThread:
 
     def _fail(self, error: BaseException) -> EngineState:
         if not self.opened.is_set():
-            self.load_error = error
+            self.load_error = _first_cause(error)
             if self._stopping.is_set():
                 self.load_error = EngineClosed("the engine was closed while it was loading")
                 self.load_error.__cause__ = error
@@ -260,7 +261,9 @@ class EngineThread:
         cause = _first_cause(error)
         logger.error("engine %s failed: %s", self._name, type(cause).__name__)
         logger.debug("engine %s failed", self._name, exc_info=error)
-        self.failure = f"the engine failed: {cause}"
+        # A device's words are about the device; those of a bug may quote a prompt.
+        why = str(cause) if isinstance(cause, DeviceFailed) else f"{type(cause).__name__} in the engine thread"
+        self.failure = f"the engine failed: {why}"
         return EngineState.FAILED
 
     def _finish(self, state: EngineState) -> None:
@@ -284,13 +287,8 @@ class EngineThread:
             workers.stop()
         if self._model is not None:
             self._model.close()
-        self._model, self._scheduler_actor, self._tokenizer_actor, self._workers, self.encoder = (
-            None,
-            None,
-            None,
-            [],
-            None,
-        )
+        self._model, self.encoder, self._workers = None, None, []
+        self._scheduler_actor, self._tokenizer_actor = None, None
 
     async def _serve(self, model: OpenModel) -> None:
         self._loop = asyncio.get_running_loop()
@@ -316,7 +314,7 @@ class EngineThread:
     def _make_actors(self, model: OpenModel, loop: asyncio.AbstractEventLoop) -> list[Actor[Any]]:
         """The four actors; receivers before their senders."""
         limits = model.limits
-        capacity = MESSAGES_PER_REQUEST * (limits.max_running + self._options.max_queued + 1)
+        capacity = MESSAGES_PER_SEQUENCE * (limits.max_running + self._options.max_queued + MAX_SEQUENCES)
         device = Workers(1, name=f"{self._name}-device", loop=loop)
         text = Workers(TOKENIZER_THREADS, name=f"{self._name}-tokenizer", loop=loop)
         self._workers = [device, text]
@@ -339,7 +337,7 @@ class EngineThread:
         tokenizer = TokenizerActor(
             self.encoder,
             text,
-            eos_ids=tuple(sorted({*model.tokenizer.eos_ids, *model.config.eos_ids})),
+            eos_ids=tuple(sorted(model.tokenizer.eos_ids)),
             max_context=model.plan.max_context,
             to_scheduler=scheduler.post,
             to_detokenizer=detokenizer.post,
@@ -402,10 +400,11 @@ class EngineThread:
         """Give every open request its terminal, and tell the scheduler where it still runs."""
         wakes = Wakes()
         for number in tuple(self._routes):
-            for mailbox in self.mailboxes(number) or ():
-                wakes.add(mailbox.finish(end))
+            mailboxes = self.mailboxes(number) or ()
             self._cancel(number, "cancelled")
             self.close(number)
+            for mailbox in mailboxes:
+                wakes.add(mailbox.finish(end))
         wakes.flush()
 
 

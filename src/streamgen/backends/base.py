@@ -6,15 +6,17 @@ parity test of an op or a family is one program on two backends.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from streamgen.checkpoints.base import RawTensor
-from streamgen.models.program import Program
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from streamgen.checkpoints.base import RawTensor
+    from streamgen.models.program import Program
 
 HEAD_ROWS = 64  # most rows through the head at once, so that logits stay bounded
 
@@ -161,7 +163,9 @@ class Backend(Protocol):
         """Bytes of one page over all layers."""
         ...
 
-    def load(self, program: Program, weights: Weights, options: LoadOptions, on_bytes: Callable[[int], None]) -> LoadedModel:
+    def load(
+        self, program: Program, weights: Weights, options: LoadOptions, on_bytes: Callable[[int], None]
+    ) -> LoadedModel:
         """Pack the weights and allocate the pages; `on_bytes` hears the packed bytes as they grow."""
         ...
 

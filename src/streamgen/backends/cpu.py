@@ -1,14 +1,13 @@
 """The CPU backend: lowers a program to `csrc/cpu/program.cpp`, which runs a whole step in one call without the GIL.
 
 Weights are packed once, straight from the memory map, into one aligned block in the layout of `csrc/cpu/kernels.h`;
-weights that read the same input lie side by side as one matrix, and a tied head is the embedding matrix itself. Torch is
-never imported.
+weights that read the same input lie side by side as one matrix, and a tied head is the embedding matrix itself. Torch
+is never imported.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,7 +41,9 @@ from streamgen.quantization.base import TensorType, row_bytes
 from streamgen.quantization.gguf_blocks import dequantize
 
 if TYPE_CHECKING:
-    from streamgen import _cpu
+    from collections.abc import Callable
+
+    import streamgen._cpu as _cpu
 
 ISA_VARIABLE = "STREAMGEN_CPU_ISA"  # lowers the instruction set, for tests; read when a model is loaded
 
@@ -102,8 +103,10 @@ class CpuBackend:
 class CpuModel:
     """A program with its packed weights, pages and thread pool. Used by one thread at a time."""
 
-    def __init__(self, program: Program, weights: Weights, options: LoadOptions, on_bytes: Callable[[int], None]) -> None:
-        from streamgen import _cpu
+    def __init__(
+        self, program: Program, weights: Weights, options: LoadOptions, on_bytes: Callable[[int], None]
+    ) -> None:
+        import streamgen._cpu as _cpu
 
         self._dtype = _DTYPES[options.dtype]
         self._isa = chosen_isa()
@@ -170,7 +173,7 @@ class CpuModel:
         self._vectors.clear()
 
     def _pack(self, weights: Weights, on_bytes: Callable[[int], None]) -> None:
-        from streamgen import _cpu
+        import streamgen._cpu as _cpu
 
         assert self._pool is not None and self._weights is not None
         packed = 0
@@ -268,7 +271,7 @@ def chosen_isa() -> str:
         KernelUnavailable: the extension is not built, or the variable names something else than isa_names().
     """
     try:
-        from streamgen import _cpu
+        import streamgen._cpu as _cpu
     except ImportError as error:
         raise KernelUnavailable(f"the CPU extension is not built: {error}; install streamgen with pip") from error
     names = _cpu.isa_names()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from streamgen.backends.base import Backend
+from typing import TYPE_CHECKING
+
 from streamgen.backends.cpu import CpuBackend
 from streamgen.errors import KernelUnavailable
-from streamgen.models.program import Program
+
+if TYPE_CHECKING:
+    from streamgen.backends.base import Backend
+    from streamgen.models.program import Program
 
 
 def candidates() -> list[Backend]:

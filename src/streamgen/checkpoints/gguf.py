@@ -20,10 +20,6 @@ from streamgen.errors import CorruptWeights, UnsupportedModel
 from streamgen.models.config import ModelConfig
 from streamgen.sampling import Sampling
 
-# Tokens that end a turn wherever they occur: converters often declare only one end-of-text id, and chat models end
-# their turns with another. (llama.cpp looks for texts in the same way.)
-END_OF_TURN_TEXTS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>")
-
 # Families whose query and key rows the converter put into interleaved rope order.
 INTERLEAVED_ARCHITECTURES = frozenset({"llama"})
 
@@ -142,9 +138,8 @@ def _chat_templates(metadata: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _eos_ids(metadata: Mapping[str, Any]) -> tuple[int, ...]:
-    tokens = _tokens(metadata)
-    turn_ends = [tokens.find(text) for text in END_OF_TURN_TEXTS] if tokens else []
-    return token_ids(*_special_ids(metadata, "eos", "eot", "eom"), *turn_ends)
+    """The declared ones; `text.gguf_tokenizer` adds control tokens that end a turn by their text."""
+    return _special_ids(metadata, "eos", "eot", "eom")
 
 
 def _special_ids(metadata: Mapping[str, Any], *kinds: str) -> tuple[int, ...]:

@@ -11,7 +11,6 @@ import mmap
 import struct
 import sys
 from array import array
-from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, overload
@@ -92,18 +91,6 @@ class GgufStrings(Sequence[str]):
         blob = self._blob
         for start, end in pairwise(self._bounds):
             yield str(blob[start + 8 : end], "utf-8", "surrogateescape")
-
-    def find(self, text: str) -> int | None:
-        """The index of the first string equal to `text`, or None; decodes nothing."""
-        encoded = text.encode("utf-8", "surrogateescape")
-        stored = _U64.pack(len(encoded)) + encoded
-        at = self._blob.find(stored)
-        while at >= 0:
-            i = bisect_left(self._bounds, at)
-            if self._bounds[i] == at:  # else the bytes only occur inside another string
-                return i
-            at = self._blob.find(stored, at + 1)
-        return None
 
     def __repr__(self) -> str:
         return f"<GgufStrings of {len(self)}>"

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from msgspec import Struct
-from numpy.typing import NDArray
 
 from streamgen.backends.base import SAMPLE_ROW, Float32Array, Int32Array, StepInputs
-from streamgen.execution.slots import ScoreRange, Slots
-from streamgen.messages import StepPlan
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from streamgen.execution.slots import ScoreRange, Slots
+    from streamgen.messages import StepPlan
 
 _NO_IDS: Int32Array = np.zeros(0, np.int32)
 _NO_VALUES: Float32Array = np.zeros(0, np.float32)

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from streamgen.backends.base import Backend, LoadOptions
 from streamgen.config import EngineOptions, MemoryPlan, parse_bytes
 from streamgen.errors import ConfigError, InsufficientMemory
-from streamgen.models.config import ModelConfig
-from streamgen.models.program import Program
+
+if TYPE_CHECKING:
+    from streamgen.models.config import ModelConfig
+    from streamgen.models.program import Program
 
 PAGE_SIZE = 16
 STEP_ROWS = 512  # token budget of one step
@@ -51,10 +54,10 @@ def plan_memory(
     cache = _cache_bytes(options.kv_memory, left=left, weights=weights, free=free)
     if left < page_bytes or cache > left:
         smallest = weights + workspace + page_bytes
+        fit = f"kv_memory up to {left} bytes would fit" if left > page_bytes else f"{_gib(smallest)} would do"
         raise InsufficientMemory(
-            f"the model needs {_gib(weights)} of weights, {_gib(workspace)} of workspace and {_gib(max(cache, page_bytes))} "
-            f"of cache, {_gib(free)} are free; kv_memory up to {max(0, left)} bytes would fit"
-            + ("" if left > page_bytes else f" only with {_gib(smallest)} free")
+            f"the model needs {_gib(weights)} of weights, {_gib(workspace)} of workspace and "
+            f"{_gib(max(cache, page_bytes))} of cache; {_gib(free)} are free. {fit}"
         )
     num_pages = max(1, cache // page_bytes)
     max_context = _fit_context(options.max_context, config.max_context, num_pages)
@@ -79,7 +82,7 @@ def _max_running(options: EngineOptions) -> int:
 
 
 def _cache_bytes(kv_memory: str | float | None, *, left: int, weights: int, free: int) -> int:
-    """A size is taken as it is, a number up to 1 is a share of what is free."""
+    """A size is taken as it is, a number below 1 is a share of what is free."""
     if kv_memory is None:
         return max(0, min(left // 2, max(_DEFAULT_CACHE, weights)))
     if isinstance(kv_memory, str):

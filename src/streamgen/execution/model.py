@@ -5,11 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from streamgen.backends.base import Backend, LoadOptions
 from streamgen.backends.select import select_backend
-from streamgen.checkpoints.base import Checkpoint
 from streamgen.checkpoints.open import CheckpointWeights, open_checkpoint
 from streamgen.config import EngineOptions, LoadProgress, MemoryPlan
 from streamgen.errors import LoadError
@@ -17,14 +16,17 @@ from streamgen.execution.memory import PAGE_SIZE, STEP_ROWS, plan_memory
 from streamgen.execution.runner import Runner
 from streamgen.execution.threads import available_threads
 from streamgen.hub import resolve_model
-from streamgen.models.config import ModelConfig
-from streamgen.models.program import Program
 from streamgen.models.registry import build_program, read_freq_factors
 from streamgen.quantization.base import TensorType
-from streamgen.sampling import Sampling
 from streamgen.scheduling.scheduler import Limits
 from streamgen.text.chat import ChatTemplates
 from streamgen.text.tokenizer import Tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from streamgen.checkpoints.base import Checkpoint
+    from streamgen.models.config import ModelConfig
+    from streamgen.models.program import Program
+    from streamgen.sampling import Sampling
 
 OnProgress = Callable[[LoadProgress], None] | None
 EMBEDDING = "model.embed_tokens.weight"
@@ -40,9 +42,7 @@ class _Prepared:
     """A checkpoint with its program and plan, before its weights are read. Headers only."""
 
     def __init__(self, options: EngineOptions, on_progress: OnProgress) -> None:
-        path = resolve_model(
-            options.model, offline=options.offline, revision=options.revision, on_progress=on_progress
-        )
+        path = resolve_model(options.model, offline=options.offline, revision=options.revision, on_progress=on_progress)
         self.checkpoint: Checkpoint = open_checkpoint(Path(path))
         try:
             self.config = self.checkpoint.config

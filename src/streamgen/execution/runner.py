@@ -7,7 +7,7 @@ the backend, and hands back the tokens. It decides nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from streamgen.backends.base import LoadedModel, StepOutputs, empty_outputs
 from streamgen.execution.inputs import HeadRows, make_inputs
 from streamgen.execution.slots import Slots
 from streamgen.messages import StepDone, StepPlan, TokenLogprobs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class Runner:

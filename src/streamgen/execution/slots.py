@@ -6,15 +6,17 @@ overwritten when the next sequence takes it.
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from msgspec import Struct
-from numpy.typing import NDArray
 
 from streamgen.backends.base import SAMPLE_ROW, Int32Array
-from streamgen.messages import Begin
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from streamgen.messages import Begin
 
 _T = TypeVar("_T")
 
@@ -61,7 +63,9 @@ class Slots:
         self._fill_template(begin)
         sampling = begin.sampling
         _set_or_drop(self.biases, slot, sampling.logit_bias or None)
-        bans = Bans(begin.stop_ids, begin.min_length) if begin.stop_ids and begin.min_length > begin.num_prompt else None
+        bans = (
+            Bans(begin.stop_ids, begin.min_length) if begin.stop_ids and begin.min_length > begin.num_prompt else None
+        )
         _set_or_drop(self.bans, slot, bans)
         score = None
         if begin.score_from is not None:

@@ -56,5 +56,3 @@ class ModelConfig(Struct, frozen=True, kw_only=True):
     mlp_bias: bool = False
     sliding_window: int | None = None  # a token sees itself and window - 1 before it
     window_layers: tuple[int, ...] | None = None  # which layers have the window; None: all
-    bos_id: int | None = None
-    eos_ids: tuple[int, ...] = ()

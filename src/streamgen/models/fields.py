@@ -59,19 +59,6 @@ class Fields:
             self.fail(key, "a string", value)
         return value
 
-    def token_id(self, key: str) -> int | None:
-        """A token id, or None where the key is missing."""
-        ids = self.token_ids(key)
-        return ids[0] if ids else None
-
-    def token_ids(self, key: str) -> tuple[int, ...]:
-        """Token ids, given as one integer or a list of them; empty where the key is missing."""
-        value = self._values.get(key)
-        ids = [] if value is None else value if isinstance(value, list) else [value]
-        if not all(_is_int(i) and 0 <= i < MAX_SIZE for i in ids):
-            self.fail(key, "a token id or a list of them", value)
-        return tuple(ids)
-
     def is_list(self, key: str) -> bool:
         """Whether the value is a sequence."""
         return isinstance(self._values.get(key), Sequence) and not isinstance(self._values[key], str | bytes)

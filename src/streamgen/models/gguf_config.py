@@ -63,8 +63,6 @@ def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, TensorIn
         attention_out_bias="model.layers.0.self_attn.o_proj.bias" in tensors,
         mlp_bias="model.layers.0.mlp.down_proj.bias" in tensors,
         sliding_window=window,
-        bos_id=fields.token_id("tokenizer.ggml.bos_token_id"),
-        eos_ids=fields.token_ids("tokenizer.ggml.eos_token_id"),
     )
 
 

@@ -66,8 +66,6 @@ def config_from_hf(config: Mapping[str, Any]) -> ModelConfig:
         mlp_bias=is_llama and fields.flag("mlp_bias", False),
         sliding_window=window,
         window_layers=window_layers,
-        bos_id=fields.token_id("bos_token_id"),
-        eos_ids=fields.token_ids("eos_token_id"),
     )
 
 

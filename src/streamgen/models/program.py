@@ -15,13 +15,16 @@ only on the rows that sample.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from streamgen.models.rope import RopeTable
+from streamgen.models.rope import RopeTable  # noqa: TC001  # a field of a Struct
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class BufferKind(StrEnum):
@@ -47,7 +50,7 @@ class View(Struct, frozen=True):
 
 
 class LinearWeight(Struct, frozen=True):
-    """One projection: `name`.weight is [rows, columns] (out, in) in the checkpoint; `bias` names its bias or is None."""
+    """One projection: `name`.weight is [rows, columns] (out, in) in the checkpoint; `bias` names its bias, if any."""
 
     name: str
     rows: int
@@ -282,7 +285,9 @@ class Builder:
 
     def finish(self, logits: View) -> Program:
         """The program, with buffers that are never alive together sharing memory."""
-        assert self._split is not None and self._selected is not None and self._gathered is not None, "head before sampled()"
+        assert self._split is not None and self._selected is not None and self._gathered is not None, (
+            "head before sampled()"
+        )
         attends = [op for op in self._ops if isinstance(op, Attend)]
         program = Program(
             buffers=tuple(self._buffers),
@@ -363,7 +368,9 @@ def _last_uses(program: Program) -> dict[int, int]:
     return last
 
 
-def _place(old: int, sizes: tuple[Buffer, ...], renamed: dict[int, int], buffers: list[Buffer], free: dict[Buffer, list[int]]) -> None:
+def _place(
+    old: int, sizes: tuple[Buffer, ...], renamed: dict[int, int], buffers: list[Buffer], free: dict[Buffer, list[int]]
+) -> None:
     if old in renamed:
         return
     pool = free.get(sizes[old])

@@ -278,7 +278,7 @@ class Scheduler:
         return True
 
     def _give_up(self, sequence: Sequence) -> None:
-        """The head of the queue does not fit: it is asked again when somebody has left."""
+        """The head of the queue does not fit: it is asked again when somebody has left, or a prompt is done."""
         self._pool.release_table(sequence.pages)
         sequence.pages = []
         self._misfit = sequence

@@ -1,7 +1,7 @@
 """Incremental decoding: token ids in, exact text out, a token at a time.
 
-The text so far is always `Tokenizer.decode` of the ids so far, less at most the first bytes of one unfinished character.
-Nothing is decoded twice but those bytes, of which there are at most three.
+The text so far is always `Tokenizer.decode` of the ids so far, less at most the first bytes of one unfinished
+character. Nothing is decoded twice but those bytes, of which there are at most three.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from tokenizers import models, pre_tokenizers
 from streamgen.errors import CorruptWeights, UnsupportedModel
 from streamgen.text import sentencepiece
 from streamgen.text.byte_level import byte_level_piece_bytes, find_pre_tokenizer
-from streamgen.text.vocabulary import TokenType, Vocabulary, library_errors, unique_ids
+from streamgen.text.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary, add_tokens, library_errors, unique_ids
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from streamgen.checkpoints.base import TokenizerSource
 
 _PREFIX = "tokenizer.ggml."
-_SPECIAL = (TokenType.CONTROL, TokenType.UNKNOWN)
 
 # Control tokens that end a turn, by their text: most files name only one end-of-text id, chat models need all.
 _END_TEXTS = frozenset(
@@ -146,13 +145,13 @@ def _build_byte_level(metadata: _Metadata, source: TokenizerSource) -> Vocabular
     splits = [pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated") for pattern in pre.patterns]
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
     core.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
-    _add_tokens(core, metadata)
+    add_tokens(core, metadata.tokens, metadata.types)
     bos_id = source.bos_id if source.bos_id is not None else metadata.token_id("bos_token_id")
     return Vocabulary(
         core=core,
         size=len(metadata.tokens),
         piece_bytes=byte_level_piece_bytes,
-        special_ids=frozenset(metadata.ids_of_type(*_SPECIAL)),
+        special_ids=frozenset(metadata.ids_of_type(*SPECIAL_TYPES)),
         silent_ids=frozenset(metadata.ids_of_type(TokenType.UNUSED)),
         bos_id=bos_id,
         eos_ids=_join(source.eos_ids, metadata.end_ids()),
@@ -182,16 +181,6 @@ def _build_sentencepiece(metadata: _Metadata, source: TokenizerSource) -> Vocabu
         token_names=metadata.token_names(bos_id),
         silent_ids=frozenset(metadata.ids_of_type(TokenType.UNUSED)),
     )
-
-
-def _add_tokens(core: tokenizers.Tokenizer, metadata: _Metadata) -> None:
-    """Make control and user-defined tokens known as tokens that text can name."""
-    for kinds, special in ((_SPECIAL, True), ((TokenType.USER_DEFINED,), False)):
-        tokens = [
-            tokenizers.AddedToken(metadata.tokens[i], normalized=False, special=special)
-            for i in metadata.ids_of_type(*kinds)
-        ]
-        (core.add_special_tokens if special else core.add_tokens)(tokens)
 
 
 def _join(first: tuple[int, ...], second: tuple[int, ...]) -> tuple[int, ...]:

@@ -53,6 +53,9 @@ def read_json(source: TokenizerSource) -> Vocabulary:
     ids = _check_ids(file, name)
     with library_errors(name):
         core = tokenizers.Tokenizer.from_buffer(data)
+    # Settings of some training run are often left in the file; they would cut prompts without a word.
+    core.no_truncation()
+    core.no_padding()
     names = config_token_names(source.config)
     bos_id = source.bos_id if source.bos_id is not None else ids.get(names.get("bos_token", ""))
     eos_id = ids.get(names.get("eos_token", ""))

@@ -17,8 +17,10 @@ from tokenizers import models, normalizers, pre_tokenizers
 
 from streamgen.errors import CorruptWeights, UnsupportedModel
 from streamgen.text.vocabulary import (
+    SPECIAL_TYPES,
     TokenType,
     Vocabulary,
+    add_tokens,
     check_byte_pieces,
     config_token_names,
     library_errors,
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 UNIGRAM, BPE = 1, 2
 _MODEL_NAMES = {3: "word", 4: "char"}
 _MAX_BYTES = 64 * 2**20
-_RESERVED = (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.BYTE)
+_RESERVED = (*SPECIAL_TYPES, TokenType.BYTE)  # never found in text
 
 
 class Pieces(Struct, kw_only=True):
@@ -111,13 +113,12 @@ def build_vocabulary(
         core = tokenizers.Tokenizer(_make_model(pieces, ids))
         core.normalizer = _make_normalizer(pieces)
         core.pre_tokenizer = _make_pre_tokenizer(pieces)
-    _add_tokens(core, pieces)
-    hidden = (TokenType.CONTROL, TokenType.UNKNOWN)
+    add_tokens(core, pieces.texts, pieces.types)
     return Vocabulary(
         core=core,
         size=len(pieces.texts),
         piece_bytes=spaced_piece_bytes,
-        special_ids=frozenset(i for i, kind in enumerate(pieces.types) if kind in hidden),
+        special_ids=frozenset(i for i, kind in enumerate(pieces.types) if kind in SPECIAL_TYPES),
         silent_ids=silent_ids,
         bos_id=bos_id,
         eos_ids=eos_ids,
@@ -175,18 +176,6 @@ def _make_normalizer(pieces: Pieces) -> normalizers.Normalizer:
     if pieces.remove_extra_whitespaces:
         steps.append(normalizers.Replace(tokenizers.Regex(r"▁+\z"), ""))
     return normalizers.Sequence(steps)
-
-
-def _add_tokens(core: tokenizers.Tokenizer, pieces: Pieces) -> None:
-    """Make control and user-defined pieces known as tokens that text can name."""
-    special, plain = [], []
-    for text, kind in zip(pieces.texts, pieces.types, strict=True):
-        if kind in (TokenType.CONTROL, TokenType.UNKNOWN):
-            special.append(tokenizers.AddedToken(text, normalized=False, special=True))
-        elif kind == TokenType.USER_DEFINED:
-            plain.append(tokenizers.AddedToken(text, normalized=False, special=False))
-    core.add_special_tokens(special)
-    core.add_tokens(plain)
 
 
 # ---- the protobuf file ----------------------------------------------------------------------------------------------

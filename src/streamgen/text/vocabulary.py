@@ -11,14 +11,13 @@ from contextlib import contextmanager
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
+import tokenizers
 from msgspec import Struct
 
 from streamgen.errors import CorruptWeights
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    import tokenizers
+    from collections.abc import Callable, Iterator, Sequence
 
 NUM_BYTES = 256
 
@@ -32,6 +31,9 @@ class TokenType(IntEnum):
     USER_DEFINED = 4
     UNUSED = 5
     BYTE = 6
+
+
+SPECIAL_TYPES = (TokenType.CONTROL, TokenType.UNKNOWN)  # left out of texts
 
 
 class Vocabulary(Struct, frozen=True, kw_only=True):
@@ -67,6 +69,18 @@ def config_token_names(config: Mapping[str, Any]) -> dict[str, str]:
         if key.endswith("_token") and isinstance(text, str):
             names[key] = text
     return names
+
+
+def add_tokens(core: tokenizers.Tokenizer, texts: Sequence[str], types: Sequence[int]) -> None:
+    """Make control and user-defined pieces known to `core` as tokens that text can name. They keep their ids."""
+    special, plain = [], []
+    for text, kind in zip(texts, types, strict=True):
+        if kind in SPECIAL_TYPES:
+            special.append(tokenizers.AddedToken(text, normalized=False, special=True))
+        elif kind == TokenType.USER_DEFINED:
+            plain.append(tokenizers.AddedToken(text, normalized=False, special=False))
+    core.add_special_tokens(special)
+    core.add_tokens(plain)
 
 
 def parse_byte_piece(text: str) -> int | None:

@@ -15,7 +15,7 @@ from typing import Any
 MATMUL_SIZE = 4096
 MATMUL_SECONDS = 3.0
 FILL_PAGES = 96
-MAPPED_STATUS = Path("/proc/self/status")
+PROCESS_STATUS = Path("/proc/self/status")
 
 
 def main(argv: list[str]) -> None:
@@ -67,7 +67,7 @@ async def _memory(model: str, options: dict[str, Any]) -> dict[str, Any]:
 def _resident() -> dict[str, int]:
     """Bytes now, at the peak, and of them those that are pages of mapped files (the system may drop these)."""
     names = {"VmRSS": "now", "VmHWM": "peak", "RssFile": "mapped"}
-    lines = (line.split() for line in MAPPED_STATUS.read_text().splitlines())
+    lines = (line.split() for line in PROCESS_STATUS.read_text().splitlines())
     return {names[fields[0][:-1]]: int(fields[1]) * 1024 for fields in lines if fields and fields[0][:-1] in names}
 
 

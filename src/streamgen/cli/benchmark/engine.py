@@ -64,7 +64,7 @@ class EngineBench:
             for index, clock in enumerate(clocks):
                 group.start_soon(self._run, self._prompt(prompt_tokens, index), tokens, clock)
         return Decode(
-            steady=_steady_rate(clocks),
+            steady=steady_rate(clocks),
             overall=num_seqs * tokens / (max(clock.times[-1] for clock in clocks) - began),
         )
 
@@ -96,7 +96,7 @@ async def open_bench(model: str, options: dict[str, Any], vocab: int) -> AsyncIt
         yield bench
 
 
-def _steady_rate(clocks: list[Clocked]) -> float:
+def steady_rate(clocks: list[Clocked]) -> float:
     """Tokens per second between the last sequence's first token and the first sequence's last."""
     start = max(clock.times[0] for clock in clocks)
     end = min(clock.times[-1] for clock in clocks)

@@ -1,0 +1,262 @@
+"""CPU kernels of streamgen"""
+
+from collections.abc import Sequence
+
+class Memory:
+    """Zeroed memory, aligned to 2 MiB; freed with the object."""
+
+    def __init__(self, bytes: int, huge: bool) -> None: ...
+    @property
+    def address(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+
+class Pool:
+    """The threads of one engine; the caller of a step is one of them."""
+
+    def __init__(self, threads: int) -> None: ...
+    @property
+    def size(self) -> int: ...
+
+def pack(
+    pool: Pool,
+    isa: str,
+    src: int,
+    src_row_bytes: int,
+    src_type: int,
+    dst: int,
+    dst_type: int,
+    n: int,
+    k: int,
+    first_row: int,
+    rope_heads: int,
+) -> None:
+    """
+    Unpack n stored rows of k values and pack them as rows first_row ... of a linear's weight.
+    """
+
+def read_bandwidth(threads: int, bytes: int, seconds: float) -> float:
+    """
+    GB/s at which `threads` read `bytes` of memory: the best pass within `seconds`.
+    """
+
+class Program:
+    """A model's ops over buffers; see csrc/cpu/program.h."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        isa: str,
+        dtype: int,
+        max_rows: int,
+        head_rows: int,
+        num_layers: int,
+        num_kv_heads: int,
+        head_dim: int,
+        page_size: int,
+        num_pages: int,
+        vocab: int,
+    ) -> None: ...
+    def add_buffer(self, width: int, operand: bool, head_only: bool) -> int: ...
+    def add_rope(self, inv_freq: Sequence[float], scale: float) -> int: ...
+    def add_embed(self, out: tuple[int, int, int], w: int, scale: float) -> None: ...
+    def add_rms_norm(
+        self, x: tuple[int, int, int], out: tuple[int, int, int], weight: int, eps: float, offset: float, groups: int
+    ) -> None: ...
+    def add_linear(
+        self, x: tuple[int, int, int], out: tuple[int, int, int], w: int, bias: int, accumulate: bool
+    ) -> None: ...
+    def add_rotation(self, x: tuple[int, int, int], num_heads: int, head_dim: int, table: int) -> None: ...
+    def add_attend(
+        self,
+        q: tuple[int, int, int],
+        k: tuple[int, int, int],
+        v: tuple[int, int, int],
+        out: tuple[int, int, int],
+        layer: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        window: int,
+        scale: float,
+        softcap: float,
+    ) -> None: ...
+    def add_gated_mul(
+        self, gate: tuple[int, int, int], up: tuple[int, int, int], out: tuple[int, int, int], activation: int
+    ) -> None: ...
+    def split(self, selected: tuple[int, int, int], gathered: tuple[int, int, int]) -> None: ...
+    def finish(self, logits: tuple[int, int, int]) -> None: ...
+    @property
+    def workspace_bytes(self) -> int: ...
+    def step(
+        self,
+        arg0: int,
+        arg1: int,
+        arg2: int,
+        arg3: int,
+        arg4: int,
+        arg5: int,
+        arg6: int,
+        arg7: int,
+        arg8: int,
+        arg9: int,
+        arg10: int,
+        arg11: int,
+        arg12: int,
+        arg13: int,
+        arg14: int,
+        arg15: int,
+        arg16: int,
+        arg17: int,
+        arg18: int,
+        arg19: int,
+        arg20: int,
+        arg21: int,
+        /,
+    ) -> None:
+        """
+        One step: arrays as addresses, see StepInputs and StepOutputs in backends/base.py. Releases the GIL.
+        """
+
+    def copy_pages(self, pairs: int, count: int) -> None: ...
+
+def kernel_attend(
+    pool: Pool,
+    isa: str,
+    dtype: int,
+    q: int,
+    k: int,
+    v: int,
+    q_stride: int,
+    k_stride: int,
+    v_stride: int,
+    out: int,
+    out_stride: int,
+    k_pages: int,
+    v_pages: int,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    page_size: int,
+    window: int,
+    scale: float,
+    softcap: float,
+    num_seqs: int,
+    slots: int,
+    starts: int,
+    counts: int,
+    page_tables: int,
+    page_table_stride: int,
+) -> None:
+    """
+    Store a batch's keys and values in their pages, then attend: AttendArgs and Batch in csrc/cpu/kernels.h.
+    """
+
+def kernel_sample(
+    isa: str,
+    rows: int,
+    num_rows: int,
+    logits: int,
+    logits_stride: int,
+    tokens: int,
+    tokens_stride: int,
+    bias_ids: int,
+    bias_values: int,
+    ban_ids: int,
+    masks: int,
+    vocab: int,
+    token: int,
+    logprob: int,
+    rank: int,
+    top_ids: int,
+    top_logprobs: int,
+    top_width: int,
+) -> None:
+    """
+    Sample rows, whose logits are overwritten: StepInputs and StepOutputs in backends/base.py.
+    """
+
+def philox(key: int, counter: Sequence[int]) -> list[int]:
+    """Philox4x32-10."""
+
+def pool_selftest(threads: int, rounds: int) -> int:
+    """A checksum that is the same for any number of threads."""
+
+def isa_names() -> list[str]:
+    """The instruction sets usable here, the best first."""
+
+def kernel_linear_items(isa: str, rows: int, n: int, k: int, dtype: int) -> int: ...
+def kernel_linear(
+    isa: str,
+    x: int,
+    x_stride: int,
+    w: int,
+    bias: int,
+    out: int,
+    out_stride: int,
+    rows: int,
+    n: int,
+    k: int,
+    accumulate: bool,
+    dtype: int,
+    begin: int = -1,
+    end: int = -1,
+) -> None:
+    """Items [begin, end) of a product; all of them by default."""
+
+def kernel_pack(
+    isa: str,
+    src: int,
+    src_row_bytes: int,
+    src_type: int,
+    dst: int,
+    dst_type: int,
+    n: int,
+    k: int,
+    first_row: int,
+    rope_heads: int,
+    begin: int = -1,
+    end: int = -1,
+) -> None:
+    """
+    Panels [begin, end) of a packing, counted from the one of first_row; all by default.
+    """
+
+def dequantize(type: int, src: int, columns: int, dst: int) -> None:
+    """One stored row to float32."""
+
+def kernel_rms_norm(
+    isa: str,
+    x: int,
+    x_stride: int,
+    weight: int,
+    out: int,
+    out_stride: int,
+    rows: int,
+    width: int,
+    groups: int,
+    eps: float,
+    offset: float,
+    dtype: int,
+) -> None: ...
+def kernel_embed(
+    isa: str, ids: int, w: int, out: int, out_stride: int, rows: int, width: int, scale: float, dtype: int
+) -> None: ...
+def kernel_rope(
+    isa: str, x: int, x_stride: int, cos: int, sin: int, rows: int, num_heads: int, head_dim: int, rotary_dim: int
+) -> None: ...
+def kernel_gated_mul(
+    isa: str,
+    gate: int,
+    gate_stride: int,
+    up: int,
+    up_stride: int,
+    out: int,
+    out_stride: int,
+    rows: int,
+    width: int,
+    activation: int,
+    dtype: int,
+) -> None: ...
+def kernel_row_max(isa: str, x: int, n: int) -> float: ...
+def kernel_row_exp_sum(isa: str, x: int, n: int, max: float) -> float: ...

@@ -1,0 +1,94 @@
+"""The plan in bytes: what it says, and that an engine keeps to it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from streamgen.config import make_options
+from streamgen.errors import ConfigError, InsufficientMemory
+from streamgen.execution import memory
+from streamgen.execution.model import plan_model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def stories(shared_data: Path) -> Path:
+    return shared_data / "models" / "stories260K"
+
+
+def test_a_size_is_taken_as_it_is(stories: Path) -> None:
+    plan = plan_model(make_options(stories, {"kv_memory": "1MiB", "dtype": "float32"}))
+    assert plan.page_bytes == 2 * 5 * 16 * 4 * 8 * 4
+    assert plan.num_pages == (1 << 20) // plan.page_bytes
+    assert plan.cache == plan.num_pages * plan.page_bytes
+
+
+def test_more_pages_than_sequences_could_fill_are_not_taken(stories: Path) -> None:
+    plan = plan_model(make_options(stories, {"kv_memory": "100MiB", "max_running": 2}))
+    assert plan.num_pages == 2 * (512 // 16 + 1)
+
+
+def test_a_small_cache_shortens_the_context(stories: Path) -> None:
+    plan = plan_model(make_options(stories, {"kv_memory": f"{10 * 20480}", "dtype": "float32"}))
+    assert plan.max_context == 160
+
+
+def test_a_context_that_was_asked_for_is_kept_or_refused(stories: Path) -> None:
+    with pytest.raises(ConfigError, match="holds 160 tokens, got 500"):
+        plan_model(make_options(stories, {"kv_memory": f"{10 * 20480}", "dtype": "float32", "max_context": 500}))
+    with pytest.raises(ConfigError, match="made for 512 tokens, got 513"):
+        plan_model(make_options(stories, {"max_context": 513}))
+
+
+def test_too_little_memory_names_what_would_fit(stories: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_memory", lambda: 64 << 20)
+    with pytest.raises(InsufficientMemory, match=r"kv_memory up to \d+ bytes would fit"):
+        plan_model(make_options(stories, {"kv_memory": "1GiB"}))
+    monkeypatch.setattr(memory, "available_memory", lambda: 1 << 20)
+    with pytest.raises(InsufficientMemory, match="would do"):
+        plan_model(make_options(stories, {}))
+
+
+_MEASURE = """
+import json, resource, sys
+import streamgen as sg
+from streamgen import sync
+
+def resident():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmRSS"))
+
+engine = sync.Engine(sys.argv[1], kv_memory="64MiB", max_context=1024)
+plan = engine.plan()
+with engine:
+    loaded = resident()
+    streams = [engine.stream("Once upon a time " * 20, max_tokens=32, temperature=0, ignore_eos=True) for _ in range(8)]
+    for stream in streams:
+        stream.__enter__()
+    for stream in streams:
+        stream.final()
+        stream.__exit__(None, None, None)
+    used = engine.stats().pages_cached * plan.page_bytes
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(json.dumps({"total": plan.total, "weights": plan.weights, "workspace": plan.workspace, "used": used,
+                  "loaded": loaded, "peak": peak, "torch": "torch" in sys.modules}))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_real_engine_keeps_to_its_plan_and_never_imports_torch(demo_model_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _MEASURE, str(demo_model_path)], capture_output=True, text=True, check=True
+    )
+    figures = json.loads(done.stdout)
+    assert not figures["torch"]
+    base = 150 << 20  # interpreter, numpy, tokenizer and all other modules
+    assert figures["peak"] <= figures["total"] * 1.05 + base
+    assert figures["loaded"] <= figures["weights"] + figures["workspace"] + base
