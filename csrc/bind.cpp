@@ -280,8 +280,7 @@ void bind_row_kernels(nb::module_& m) {
       "isa"_a, "x"_a, "n"_a, "max"_a);
 }
 
-// ---- attention, sampler, pool: one by one, for tests (tests/backends)
-// ------------------------------------------------
+// ---- attention, sampler, pool, one by one (tests) -------------------------------------------------------------------
 
 // The rows of a batch, from its sequences.
 struct BatchRows {
