@@ -8,10 +8,11 @@
 #   make test-slow the slow tests, at most SLOW_SECONDS    make clean    remove .venv and build
 #
 # TORCH    which torch to install; its CPU build is taken where one is offered (a CUDA build is gigabytes)
+# TORCH_INDEX  the address of an index of CPU builds, where the usual one has none
 # PYTHON   the interpreter of .venv                        PYTEST_ARGS  more arguments for pytest
 
 TORCH ?= torch==2.13.0
-TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
 SLOW_SECONDS ?= 900
 PYTEST_ARGS ?=
 QUESTION ?= Name three rivers of Europe, and say in a sentence where one of them ends.
@@ -23,7 +24,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 STAMPS := $(VENV)/stamps
-CPP := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
+CPP := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.inl)
 
 .PHONY: demo test test-slow lint types format bench clean tools
 .DELETE_ON_ERROR:
@@ -75,12 +76,11 @@ $(STAMPS)/venv:
 	@$(PYTHON) -m venv $(VENV)
 	@mkdir -p $(STAMPS) && touch $@
 
-# The CPU build from the indexes that pip knows, else from PyTorch's own, else whatever the index has (as on macOS).
+# The CPU build where an index offers it, else whatever the index has (as on macOS).
 $(STAMPS)/torch: | $(STAMPS)/venv
 	@echo "[2/4] installing $(TORCH), about 200 MB"
-	@$(PIP) install "$(TORCH)+cpu" 2>/dev/null || \
-	  $(PIP) install --retries 1 --timeout 20 --index-url $(TORCH_CPU_INDEX) "$(TORCH)+cpu" 2>/dev/null || \
-	  $(PIP) install "$(TORCH)"
+	@$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)+cpu" 2>/dev/null || \
+	  $(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
 	@touch $@
 
 $(STAMPS)/package: pyproject.toml CMakeLists.txt $(CPP) | $(STAMPS)/torch

@@ -350,10 +350,11 @@ void bind_attention_and_sampler(nb::module_& m) {
          int64_t page_table_stride) {
         const BatchRows rows(num_seqs, at<int32_t>(slots), at<int32_t>(starts), at<int32_t>(counts),
                              at<int32_t>(page_tables), page_table_stride);
+        const int64_t page_stride = num_kv_heads * tile_size(page_size, head_dim);
         const AttendArgs a{at<float>(q), at<float>(k),  at<float>(v), q_stride,          k_stride,
                            v_stride,     at<void>(out), out_stride,   at<void>(k_pages), at<void>(v_pages),
-                           num_heads,    num_kv_heads,  head_dim,     page_size,         window,
-                           scale,        softcap,       DType(dtype), &rows.batch};
+                           page_stride,  num_heads,     num_kv_heads, head_dim,          page_size,
+                           window,       scale,         softcap,      DType(dtype),      &rows.batch};
         const Kernels* kernels = select_kernels(isa.c_str());
         nb::gil_scoped_release release;
         attend_once(pool, *kernels, a);

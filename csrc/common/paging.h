@@ -1,7 +1,8 @@
 // Where a token's keys and values are: page arithmetic, written once.
 //
-// The cache of one layer is two arrays (K and V) of num_pages * num_kv_heads tiles; a tile holds page_size tokens of
-// one head. Within a tile (P = page_size, D = head_dim):
+// A page holds page_size tokens of all layers in one piece of memory, so that only pages in use are resident and a page
+// is copied in one go:  [num_layers][K, V][num_kv_heads] tiles. A tile holds the page's tokens of one head. Within a
+// tile (P = page_size, D = head_dim):
 //
 //   float32   K [D][P]             V [P][D]
 //   bfloat16  K [D/2][P][2]        V [P/2][D][2]      for P == 1:  K [D]  V [D]
@@ -15,8 +16,9 @@ namespace sg {
 // Elements of one tile. Offsets may pass 2^31, hence int64_t.
 inline constexpr int64_t tile_size(int page_size, int head_dim) { return int64_t(page_size) * head_dim; }
 
-inline constexpr int64_t tile_offset(int64_t page, int head, int num_kv_heads, int page_size, int head_dim) {
-  return (page * num_kv_heads + head) * tile_size(page_size, head_dim);
+// From the K (or V) tile of page 0 and head 0 of a layer; page_stride: elements from a page to the next.
+inline constexpr int64_t tile_offset(int64_t page, int64_t page_stride, int head, int page_size, int head_dim) {
+  return page * page_stride + head * tile_size(page_size, head_dim);
 }
 
 // Element index within a tile of (token slot s, dimension d).

@@ -114,7 +114,7 @@ void store_rows(const AttendArgs& a, int row, int end) {
     const bool followed = row + 1 < b.num_rows && b.row_seq[row + 1] == seq;
     const bool clear_partner = In::kWidth == 2 && a.page_size > 1 && at.slot % 2 == 0 && !followed;
     for (int h = 0; h < a.num_kv_heads; ++h) {
-      const int64_t tile = tile_offset(at.page, h, a.num_kv_heads, a.page_size, a.head_dim);
+      const int64_t tile = tile_offset(at.page, a.page_stride, h, a.page_size, a.head_dim);
       convert<In>(k, a.k + row * a.k_stride + h * a.head_dim, a.head_dim);
       convert<In>(v, a.v + row * a.v_stride + h * a.head_dim, a.head_dim);
       store_head<In>(a, k, v, static_cast<Element*>(a.k_pages) + tile, static_cast<Element*>(a.v_pages) + tile, at.slot,
@@ -166,7 +166,7 @@ void copy_token(const Item<In>& item, int position, int s, typename In::Element*
   using Element = typename In::Element;
   const AttendArgs& a = item.a;
   const Place at = place_of(item.table, position, a.page_size);
-  const int64_t tile = tile_offset(at.page, item.head, a.num_kv_heads, a.page_size, a.head_dim);
+  const int64_t tile = tile_offset(at.page, a.page_stride, item.head, a.page_size, a.head_dim);
   const Element* from_k = static_cast<const Element*>(a.k_pages) + tile;
   const Element* from_v = static_cast<const Element*>(a.v_pages) + tile;
   for (int d = 0; d < a.head_dim; ++d) {
@@ -186,7 +186,7 @@ template <class In>
 SG_INLINE const typename In::Element* tile_in_place(const Item<In>& item, const void* pages, int position) {
   const AttendArgs& a = item.a;
   return static_cast<const typename In::Element*>(pages) +
-         tile_offset(item.table[position / kPage], item.head, a.num_kv_heads, kPage, a.head_dim);
+         tile_offset(item.table[position / kPage], a.page_stride, item.head, kPage, a.head_dim);
 }
 
 // Pages start / 16 ... of [start, end), which lies in one block.

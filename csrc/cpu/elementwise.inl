@@ -130,6 +130,15 @@ float row_max(const float* x, int64_t n) {
   return reduce_max(largest);
 }
 
+float read(const float* x, int64_t n) {
+  F16 sums[4] = {zero(), zero(), zero(), zero()};
+  for (int64_t i = 0; i < n; i += 64) {
+    SG_UNROLL
+    for (int j = 0; j < 4; j++) sums[j] = add(sums[j], load(x + i + 16 * j));
+  }
+  return reduce_add(add(add(sums[0], sums[1]), add(sums[2], sums[3])));
+}
+
 // In floats over stretches of 1024 elements (64 per lane, an error of a few ulp), and those in a double.
 double row_exp_sum(const float* x, int64_t n, float max) {
   const F16 top = set1(max);

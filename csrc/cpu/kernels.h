@@ -95,8 +95,9 @@ struct AttendArgs {
   int64_t q_stride, k_stride, v_stride;
   void* out;  // f32 | bf16 [rows, num_heads * head_dim]
   int64_t out_stride;
-  void* k_pages;  // of this layer
+  void* k_pages;  // of this layer: the K tile of page 0 and head 0
   void* v_pages;
+  int64_t page_stride;  // elements from a page to the next
   int32_t num_heads, num_kv_heads, head_dim, page_size;
   int32_t window;  // 0: none
   float scale;
@@ -108,14 +109,14 @@ struct AttendArgs {
 // Unpack stored rows (any DType) to f32, then pack them as a linear's w.
 // Item: one panel of 16 output rows.
 struct PackArgs {
-  const void* src;        // [n] rows of src_row_bytes
+  const void* src;  // [n] rows of src_row_bytes
   int64_t src_row_bytes;
   DType src_type;
-  void* dst;              // packed, f32 | bf16; panel of row 0 first
+  void* dst;  // packed, f32 | bf16; panel of row 0 first
   DType dst_type;
   int32_t n, k;
-  int32_t first_row;      // where row 0 of src lands in dst (a multiple of 16 unless rows are packed side by side)
-  int32_t rope_heads;     // 0, or undo the interleaved rope order: see streamgen.checkpoints.base.RawTensor
+  int32_t first_row;   // where row 0 of src lands in dst (a multiple of 16 unless rows are packed side by side)
+  int32_t rope_heads;  // 0, or undo the interleaved rope order: see streamgen.checkpoints.base.RawTensor
 };
 
 struct Kernels {
@@ -128,7 +129,8 @@ struct Kernels {
   void (*gated_mul)(const GatedMulArgs&, int64_t begin, int64_t end);
   // Item: one row. Writes keys and values of the step's rows into their pages.
   void (*store_kv)(const AttendArgs&, int64_t begin, int64_t end);
-  // Item: (query tile, key-value head); attend_items(args) says how many. scratch: attend_scratch(args) bytes, one per worker.
+  // Item: (query tile, key-value head); attend_items(args) says how many. scratch: attend_scratch(args) bytes, one per
+  // worker.
   int64_t (*attend_items)(const AttendArgs&);
   int64_t (*attend_scratch)(const AttendArgs&);
   void (*attend)(const AttendArgs&, int64_t begin, int64_t end, void* scratch);
@@ -136,6 +138,8 @@ struct Kernels {
   // Over one row of logits; fixed order.
   float (*row_max)(const float* x, int64_t n);
   double (*row_exp_sum)(const float* x, int64_t n, float max);  // sum of exp(x - max)
+  // Reads n floats (a multiple of 64) as fast as the processor can: what bandwidth.cpp measures with.
+  float (*read)(const float* x, int64_t n);
 };
 
 // Each is null where this build or this processor does not have it.

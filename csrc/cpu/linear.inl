@@ -21,6 +21,7 @@ constexpr int kFewRows = 12;       // up to here rows are decode
 // Prefill tiles take all panels of a block at once where the registers allow, else as many rows as they hold.
 constexpr int kPrefillTileRows = kTileSums >= 4 * kBlockPanels ? kTileSums / kBlockPanels : kTileRows;
 constexpr int kEnoughItems = 64;  // so many items share out evenly among a few threads
+constexpr int kFewItems = 16;     // at least, where an item is over in microseconds: longer streams are read faster
 // A tile of few rows is over so soon that the processor itself runs far enough ahead (prefetching then costs a tenth of
 // the bandwidth); a tall one asks for the weights this many steps ahead.
 constexpr int kPrefetchRows = 5, kPrefetchSteps = 12;
@@ -213,7 +214,7 @@ struct LinearPlan {
 // Panels of a decode item: long streams where there are panels enough, and one by one in small matrices.
 int stream_panels(int panels) {
   int count = 4 * kBlockPanels;
-  while (count > 1 && panels < count * kEnoughItems / 2) count /= 2;
+  while (count > 1 && panels < count * kFewItems) count /= 2;
   return count;
 }
 

@@ -20,8 +20,8 @@ class Pool {
     run_erased([](void* f, int worker) { (*static_cast<F*>(f))(worker); }, &fn);
   }
 
-  // Inside run, called by every worker with the same arguments: share items [0, items) in chunks of `grain`, dynamically;
-  // body(begin, end). Returns when every item is done, its writes visible to all workers.
+  // Inside run, called by every worker with the same arguments: share items [0, items) in chunks of `grain`,
+  // dynamically; body(begin, end). Returns when every item is done, its writes visible to all workers.
   template <class F>
   void share(int worker, int64_t items, int64_t grain, F&& body) {
     if (size() == 1) {

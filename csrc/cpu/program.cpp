@@ -102,9 +102,8 @@ void Program::finish(View logits) {
   }
   for (auto* v : {&first_row_, &row_seq_, &row_pos_, &ids_}) v->resize(static_cast<size_t>(sizes_.max_rows));
   workspace_bytes_ = total;
-  pages_per_layer_bytes_ = int64_t(sizes_.num_pages) * sizes_.num_kv_heads *
-                           tile_size(sizes_.page_size, sizes_.head_dim) * operand_bytes(sizes_.dtype);
-  pages_ = std::make_unique<Memory>(2 * sizes_.num_layers * pages_per_layer_bytes_, false);
+  layer_size_ = sizes_.num_kv_heads * tile_size(sizes_.page_size, sizes_.head_dim);
+  pages_ = std::make_unique<Memory>(sizes_.num_pages * page_bytes(), true);
 }
 
 float* Program::stream(View v) const {
@@ -115,6 +114,8 @@ void* Program::operand(View v) const {
   return static_cast<char*>(buffers_[static_cast<size_t>(v.buffer)].memory->data()) +
          v.offset * operand_bytes(sizes_.dtype);
 }
+
+int64_t Program::page_bytes() const { return 2 * sizes_.num_layers * layer_size_ * operand_bytes(sizes_.dtype); }
 
 int64_t Program::row_grain(int64_t rows) const { return std::max<int64_t>(1, rows / (4 * pool_.size())); }
 
@@ -141,9 +142,9 @@ AttendArgs Program::attend_args(const AttendOp& op) const {
     a.k = stream(op.k);
     a.v = stream(op.v);
     a.out = operand(op.out);
-    char* pages = static_cast<char*>(pages_->data()) + 2 * op.layer * pages_per_layer_bytes_;
-    a.k_pages = pages;
-    a.v_pages = pages + pages_per_layer_bytes_;
+    char* layer = static_cast<char*>(pages_->data()) + 2 * op.layer * layer_size_ * operand_bytes(sizes_.dtype);
+    a.k_pages = layer;
+    a.v_pages = layer + layer_size_ * operand_bytes(sizes_.dtype);
   }
   a.q_stride = stride(op.q);
   a.k_stride = stride(op.k);
@@ -153,6 +154,7 @@ AttendArgs Program::attend_args(const AttendOp& op) const {
   a.num_kv_heads = op.num_kv_heads;
   a.head_dim = op.head_dim;
   a.page_size = sizes_.page_size;
+  a.page_stride = 2 * sizes_.num_layers * layer_size_;
   a.window = op.window;
   a.scale = op.scale;
   a.softcap = op.softcap;
@@ -335,15 +337,11 @@ void Program::step(const StepArrays& s) {
 }
 
 void Program::copy_pages(const int32_t* pairs, int64_t count) {
-  const int64_t bytes =
-      sizes_.num_kv_heads * tile_size(sizes_.page_size, sizes_.head_dim) * operand_bytes(sizes_.dtype);
+  char* pages = static_cast<char*>(pages_->data());
   for (int64_t i = 0; i < count; ++i) {
     check_index("page to copy", pairs[2 * i], sizes_.num_pages);
     check_index("page to copy to", pairs[2 * i + 1], sizes_.num_pages);
-    char* base = static_cast<char*>(pages_->data());
-    for (int64_t part = 0; part < 2 * sizes_.num_layers; ++part, base += pages_per_layer_bytes_) {
-      std::memcpy(base + pairs[2 * i + 1] * bytes, base + pairs[2 * i] * bytes, static_cast<size_t>(bytes));
-    }
+    std::memcpy(pages + pairs[2 * i + 1] * page_bytes(), pages + pairs[2 * i] * page_bytes(), size_t(page_bytes()));
   }
 }
 

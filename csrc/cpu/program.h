@@ -125,6 +125,7 @@ class Program {
   float* stream(View v) const;
   void* operand(View v) const;
   int64_t stride(View v) const { return buffers_[static_cast<size_t>(v.buffer)].stride; }
+  int64_t page_bytes() const;
   int64_t row_grain(int64_t rows) const;
 
   Pool& pool_;
@@ -137,7 +138,7 @@ class Program {
   View selected_{}, gathered_{}, logits_{};
   std::vector<Stage> body_, head_;
   std::unique_ptr<Memory> pages_;
-  int64_t pages_per_layer_bytes_ = 0;             // of K, and of V
+  int64_t layer_size_ = 0;                        // elements of a page that are one layer's K (or V)
   std::vector<std::unique_ptr<Memory>> scratch_;  // one per worker
   int64_t workspace_bytes_ = 0;
   // The step under way.

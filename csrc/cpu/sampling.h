@@ -32,8 +32,9 @@ struct SampleOutputs {
 // Bytes of scratch that one call needs.
 int64_t sample_scratch(int32_t vocab);
 
-// Row `index` of inputs.rows, whose logits are logits[0 .. vocab); logits are overwritten. Writes the row's outputs and,
-// where the row says so, its token into inputs.tokens.
-void sample_row(const Kernels& kernels, const SampleInputs& inputs, int64_t index, float* logits, const SampleOutputs& outputs, void* scratch);
+// Row `index` of inputs.rows, whose logits are logits[0 .. vocab); logits are overwritten. Writes the row's outputs
+// and, where the row says so, its token into inputs.tokens.
+void sample_row(const Kernels& kernels, const SampleInputs& inputs, int64_t index, float* logits,
+                const SampleOutputs& outputs, void* scratch);
 
 }  // namespace sg

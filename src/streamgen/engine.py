@@ -139,7 +139,14 @@ class EngineBase:
         if scheduler is not None:
             shared = set(Stats.__struct_fields__) & set(scheduler.__struct_fields__)
             counts.update({field: getattr(scheduler, field) for field in shared})
-        return Stats(state=self.state, open_requests=thread.num_open_requests, **counts)
+        times = thread.step_times()
+        return Stats(
+            state=self.state,
+            open_requests=thread.num_open_requests,
+            forward_seconds=0.0 if times is None else times.forward_seconds,
+            step_seconds=0.0 if times is None else times.step_seconds,
+            **counts,
+        )
 
     def render(self, messages: Sequence[Message], /, **template_args: object) -> Rendered:
         """A chat after the checkpoint's template, as text and ids.

@@ -15,6 +15,8 @@ class Stats(Struct, frozen=True, kw_only=True):
     pages_used           pages that running sequences hold; pages_cached: idle, kept for their prefix
     requests             requests taken; prompt_tokens, completion_tokens: of those that ended
     cached_tokens        prompt tokens whose pages were found or shared
+    forward_seconds      time in the device's call, summed over steps
+    step_seconds         the same with all that happens between calls while there is work
     """
 
     state: EngineState
@@ -30,3 +32,5 @@ class Stats(Struct, frozen=True, kw_only=True):
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    forward_seconds: float = 0.0
+    step_seconds: float = 0.0

@@ -112,9 +112,21 @@ def test_the_device_gets_its_plan_before_anybody_hears_of_the_last(core: Core, s
 
 
 def test_everything_goes_to_the_core_in_order(core: Core, shell: Shell) -> None:
-    done = StepDone(step=0, tokens=())
-    shell.turn(ADMIT, CANCEL, STOP, done)
+    core.plans = 1
+    done = StepDone(step=1, tokens=())
+    shell.turn(ADMIT)
+    shell.turn(CANCEL, STOP, done)
     assert core.calls == [ADMIT, CANCEL, STOP, done]
+
+
+def test_a_step_lasts_from_the_later_of_its_sending_and_the_end_of_the_one_before(core: Core, shell: Shell) -> None:
+    core.plans = 3
+    shell.turn(ADMIT)  # two plans leave at 0
+    shell.now = 2.0
+    shell.turn(StepDone(step=1, tokens=(), seconds=1.5))
+    shell.now = 5.0
+    shell.turn(StepDone(step=2, tokens=(), seconds=2.5))
+    assert (shell.actor.times.step_seconds, shell.actor.times.forward_seconds) == (5.0, 4.0)
 
 
 def test_a_refusal_goes_to_the_detokenizer(core: Core, shell: Shell) -> None:

@@ -57,18 +57,18 @@ def test_too_little_memory_names_what_would_fit(stories: Path, monkeypatch: pyte
 
 
 _MEASURE = """
-import json, resource, sys
+import json, sys
 import streamgen as sg
 from streamgen import sync
 
-def resident():
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmRSS"))
+def status(field):
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 engine = sync.Engine(sys.argv[1], kv_memory="64MiB", max_context=1024)
 plan = engine.plan()
 with engine:
-    loaded = resident()
+    loaded = status("VmRSS")
     streams = [engine.stream("Once upon a time " * 20, max_tokens=32, temperature=0, ignore_eos=True) for _ in range(8)]
     for stream in streams:
         stream.__enter__()
@@ -76,7 +76,7 @@ with engine:
         stream.final()
         stream.__exit__(None, None, None)
     used = engine.stats().pages_cached * plan.page_bytes
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = status("VmHWM")
 print(json.dumps({"total": plan.total, "weights": plan.weights, "workspace": plan.workspace, "used": used,
                   "loaded": loaded, "peak": peak, "torch": "torch" in sys.modules}))
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, assert_never
 
 from streamgen.actors.actor import Actor
@@ -32,6 +33,33 @@ class DeviceFailed(Exception):
     """A step could not be run; the engine ends with this text."""
 
 
+class StepTimes:
+    """Where the time of steps goes: in the one call, and in all that happens around it."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._sent: deque[float] = deque()
+        self._last_done = clock()
+        self.forward_seconds = 0.0
+        self.step_seconds = 0.0
+
+    @property
+    def num_in_flight(self) -> int:
+        """Plans whose results have not come."""
+        return len(self._sent)
+
+    def plan_sent(self) -> None:
+        """A plan went to the executor."""
+        self._sent.append(self._clock())
+
+    def step_done(self, forward_seconds: float) -> None:
+        """The oldest plan's results came. A step lasts from when it was sent, or the one before it ended."""
+        now = self._clock()
+        self.step_seconds += now - max(self._sent.popleft(), self._last_done)
+        self.forward_seconds += forward_seconds
+        self._last_done = now
+
+
 class SchedulerActor(Actor[SchedulerInbox]):
     """Owns the scheduler, and with it every sequence and every page."""
 
@@ -51,7 +79,7 @@ class SchedulerActor(Actor[SchedulerInbox]):
         self._scheduler = scheduler
         self._to_executor = to_executor
         self._to_detokenizer = to_detokenizer
-        self._in_flight = 0
+        self.times = StepTimes(clock)  # any thread may read its sums
         self.stats: SchedulerStats = scheduler.stats()  # replaced whole; any thread may read it
         self._stats_time = clock()
 
@@ -59,7 +87,7 @@ class SchedulerActor(Actor[SchedulerInbox]):
         """Tell the scheduler what happened."""
         match message:
             case StepDone():
-                self._in_flight -= 1
+                self.times.step_done(message.seconds)
                 self._scheduler.complete(message)
             case Admit():
                 refused = self._scheduler.admit(message)
@@ -76,11 +104,11 @@ class SchedulerActor(Actor[SchedulerInbox]):
 
     def settle(self) -> None:
         """Give the device its next steps first, then report."""
-        while self._in_flight < PLANS_IN_FLIGHT:
+        while self.times.num_in_flight < PLANS_IN_FLIGHT:
             plan = self._scheduler.plan()
             if plan is None:
                 break
-            self._in_flight += 1
+            self.times.plan_sent()
             self._to_executor(plan)
         entries = self._scheduler.take_progress()
         if entries:
@@ -90,5 +118,5 @@ class SchedulerActor(Actor[SchedulerInbox]):
     def _refresh_stats(self) -> None:
         # Counting costs time linear in what runs, and nobody reads a snapshot per step.
         now = self._clock()
-        if self._in_flight == 0 or now - self._stats_time > STATS_SECONDS:
+        if self.times.num_in_flight == 0 or now - self._stats_time > STATS_SECONDS:
             self.stats, self._stats_time = self._scheduler.stats(), now

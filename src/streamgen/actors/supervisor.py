@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from streamgen.actors.actor import Actor
     from streamgen.actors.model import ModelOpener, OpenModel
+    from streamgen.actors.scheduler import StepTimes
     from streamgen.config import EngineOptions, LoadProgress
     from streamgen.scheduling.stats import SchedulerStats
 
@@ -210,6 +211,11 @@ class EngineThread:
         """The scheduler's last snapshot; None before and after."""
         actor = self._scheduler_actor
         return None if actor is None else actor.stats
+
+    def step_times(self) -> StepTimes | None:
+        """Where the time of steps goes; None before and after."""
+        actor = self._scheduler_actor
+        return None if actor is None else actor.times
 
     @property
     def num_open_requests(self) -> int:

@@ -89,14 +89,21 @@ def _tensor_line(info: TensorInfo) -> str:
 
 
 def _tokenizer_lines(source: TokenizerSource) -> list[str]:
+    from streamgen.text.tokenizer import load_tokenizer
+
     if source.gguf is not None:
         kind = f"in the GGUF file ({source.gguf.get('tokenizer.ggml.model', 'of unknown kind')})"
     else:
         found = source.json_path or source.sentencepiece_path
         kind = found.name if found is not None else "none"
     templates = ", ".join(source.chat_templates) or "none"
+    try:
+        tokenizer = load_tokenizer(source)
+    except LoadError as error:
+        return [f"tokenizer     {kind}; cannot be used: {error}", f"chat template {templates}"]
+    ends = ", ".join(map(str, sorted(tokenizer.eos_ids))) or "none"
     return [
-        f"tokenizer     {kind}; BOS {source.bos_id}, end of text {', '.join(map(str, source.eos_ids)) or 'none'}",
+        f"tokenizer     {kind}; {tokenizer.vocab_size} tokens, BOS {tokenizer.bos_id}, end of text {ends}",
         f"chat template {templates}",
     ]
 

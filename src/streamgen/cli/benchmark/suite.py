@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from streamgen import _cpu
+import streamgen._cpu as _cpu
 from streamgen.backends.cpu import chosen_isa
 from streamgen.cli import machine
 from streamgen.cli.benchmark.engine import EngineBench, open_bench
