@@ -31,8 +31,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "messages": {"sampling"},
     "completion": set(),
     "config": {"errors"},
-    "hub": BASE | {"hub_download"},
-    "hub_download": BASE | {"hub"},
+    "hub_models": BASE,
+    "hub_download": BASE | {"hub_models"},
+    "hub": BASE | {"hub_download", "hub_models"},
     "scheduling": BASE,
     "text": BASE,
     "mailbox": BASE,
@@ -47,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": BASE | {"quantization", "checkpoints"},
     "checkpoints": BASE | {"quantization", "models"},
     "backends": BASE | {"quantization", "models", "checkpoints"},
-    "execution": BASE | PURE | DEVICE | {"hub"},
+    "execution": BASE | PURE | DEVICE | {"hub", "hub_models"},
     "__init__": BASE | HOST | FRONT,
 }
 

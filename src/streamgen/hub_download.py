@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from streamgen.errors import ModelNotFound
-from streamgen.hub import HUB_PATTERNS
+from streamgen.hub_models import HUB_PATTERNS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from streamgen.hub import OnProgress, PackagedModel
+    from streamgen.hub_models import OnProgress, PackagedModel
 
 _CHUNK_BYTES = 1 << 20
 _POLL_SECONDS = 0.2

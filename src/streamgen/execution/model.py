@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +22,14 @@ from streamgen.text.chat import ChatTemplates
 from streamgen.text.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from streamgen.checkpoints.base import Checkpoint
+    from streamgen.hub_models import OnProgress
     from streamgen.models.config import ModelConfig
     from streamgen.models.program import Program
     from streamgen.sampling import Sampling
 
-OnProgress = Callable[[LoadProgress], None] | None
 EMBEDDING = "model.embed_tokens.weight"
 
 
