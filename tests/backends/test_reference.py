@@ -39,7 +39,7 @@ CONFIG = ModelConfig(
 )
 
 
-@pytest.fixture(params=available_backends(), ids=lambda backend: backend.name)
+@pytest.fixture(params=available_backends(), ids=repr)
 def backend(request: pytest.FixtureRequest) -> Backend:
     chosen: Backend = request.param
     return chosen

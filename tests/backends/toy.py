@@ -39,15 +39,15 @@ PAGE_SIZE = 16
 
 
 def available_backends() -> list[Backend]:
-    """Every backend that can run here; the reference comes first."""
+    """Every backend that can run here, the CPU's once for each instruction set; the reference comes first."""
     backends: list[Backend] = [ReferenceBackend()]
     try:
-        from streamgen import _cpu  # noqa: F401
+        import streamgen._cpu as _cpu
     except ImportError:  # the extension is not built
         return backends
     from streamgen.backends.cpu import CpuBackend
 
-    return [*backends, CpuBackend()]
+    return [*backends, *(CpuBackend(isa) for isa in _cpu.isa_names())]
 
 
 class ToyWeights:

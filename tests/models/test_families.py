@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 LENGTH = 40
 
 
-@pytest.fixture(params=available_backends(), ids=lambda backend: backend.name)
+@pytest.fixture(params=available_backends(), ids=repr)
 def backend(request: pytest.FixtureRequest) -> Backend:
     chosen: Backend = request.param
     return chosen

@@ -54,9 +54,18 @@ _ALIGNMENT = 128  # bytes between packed weights
 
 
 class CpuBackend:
-    """Own kernels for float32 and bfloat16; see `docs/kernels.md`."""
+    """Own kernels for float32 and bfloat16; see `docs/kernels.md`.
+
+    isa   an instruction set of `_cpu.isa_names()`; None is `chosen_isa()`
+    """
 
     name = "cpu"
+
+    def __init__(self, isa: str | None = None) -> None:
+        self._isa = isa
+
+    def __repr__(self) -> str:
+        return f"CpuBackend({self._isa or 'best'})"
 
     def unsupported_reasons(self, program: Program, dtype: str) -> list[str]:
         """Why this backend cannot run the program here; empty if it can."""
@@ -97,19 +106,25 @@ class CpuBackend:
         self, program: Program, weights: Weights, options: LoadOptions, on_bytes: Callable[[int], None]
     ) -> CpuModel:
         """Pack the weights and allocate the pages; `on_bytes` hears the packed bytes as they grow."""
-        return CpuModel(program, weights, options, on_bytes)
+        return CpuModel(program, weights, options, on_bytes, isa=self._isa or chosen_isa())
 
 
 class CpuModel:
     """A program with its packed weights, pages and thread pool. Used by one thread at a time."""
 
     def __init__(
-        self, program: Program, weights: Weights, options: LoadOptions, on_bytes: Callable[[int], None]
+        self,
+        program: Program,
+        weights: Weights,
+        options: LoadOptions,
+        on_bytes: Callable[[int], None],
+        *,
+        isa: str,
     ) -> None:
         import streamgen._cpu as _cpu
 
         self._dtype = _DTYPES[options.dtype]
-        self._isa = chosen_isa()
+        self._isa = isa
         self._vocab = program.vocab_size
         self._pool: _cpu.Pool | None = _cpu.Pool(options.threads)
         self._layout = _Layout(program, self._dtype)

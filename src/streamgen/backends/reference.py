@@ -49,6 +49,9 @@ class ReferenceBackend:
 
     name = "reference"
 
+    def __repr__(self) -> str:
+        return "ReferenceBackend"
+
     def __init__(self, device: str = "cpu") -> None:
         self._device = torch.device(device)
 
