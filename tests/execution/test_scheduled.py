@@ -7,6 +7,7 @@ plans, a request's output is what it is alone.
 from __future__ import annotations
 
 import random
+from collections import deque
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,7 +16,7 @@ from streamgen.backends.base import LoadOptions
 from streamgen.backends.cpu import CpuBackend
 from streamgen.checkpoints.open import CheckpointWeights, open_checkpoint
 from streamgen.execution.runner import Runner
-from streamgen.messages import Admit
+from streamgen.messages import Admit, StepPlan
 from streamgen.models.registry import build_program
 from streamgen.sampling import ResolvedSampling
 from streamgen.scheduling.scheduler import Limits, Scheduler
@@ -65,11 +66,11 @@ def run(
     for message in requests:
         assert scheduler.admit(message) is None
     outputs: dict[tuple[int, int], list[int]] = {}
-    plans = []
+    plans: deque[StepPlan] = deque()
     while scheduler.num_open or plans:
         while len(plans) < 2 and (plan := scheduler.plan()) is not None:
             plans.append(plan)
-        scheduler.complete(runner.execute(plans.pop(0)))
+        scheduler.complete(runner.execute(plans.popleft()))
         for progress in scheduler.take_progress():
             outputs.setdefault((progress.request_id, progress.index), []).extend(progress.ids)
     assert scheduler.stats().pages_used == 0
@@ -84,9 +85,8 @@ class Oracle:
 
     def propose(self, sequence: ScheduledSequence) -> tuple[int, ...]:
         done = sequence.num_outputs
-        return tuple(
-            token if i % 3 else (token + 1) % 512 for i, token in enumerate(self._output[done : done + 5], done)
-        )
+        coming = enumerate(self._output[done : done + 5], done)
+        return tuple(token if i % 3 else (token + 1) % 512 for i, token in coming)
 
 
 class Dice:
