@@ -7,6 +7,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
+#include <unistd.h>
 
 #include "cpu/bandwidth.h"
 #include "cpu/gguf_blocks.h"
@@ -65,6 +66,12 @@ void bind_memory_and_pool(nb::module_& m) {
       },
       "threads"_a, "bytes"_a, "seconds"_a,
       "GB/s at which `threads` read `bytes` of memory: the best pass within `seconds`.");
+}
+
+// Whoever reads the other end gets the interpreter now. A full pipe is as good: it will be read.
+void announce(int fd) {
+  const char byte = 0;
+  [[maybe_unused]] const ssize_t written = write(fd, &byte, 1);
 }
 
 void bind_program(nb::module_& m) {
@@ -132,7 +139,8 @@ void bind_program(nb::module_& m) {
           [](Program& self, uint64_t tokens, int64_t tokens_stride, uint64_t page_tables, int64_t page_table_stride,
              int num_slots, uint64_t slots, uint64_t starts, uint64_t counts, int num_seqs, uint64_t samples,
              int num_samples, uint64_t bias_ids, uint64_t bias_values, uint64_t ban_ids, uint64_t masks, int vocab,
-             uint64_t token, uint64_t logprob, uint64_t rank, uint64_t top_ids, uint64_t top_logprobs, int top_width) {
+             uint64_t token, uint64_t logprob, uint64_t rank, uint64_t top_ids, uint64_t top_logprobs, int top_width,
+             int wake_fd) {
             StepArrays s{};
             s.tokens = at<int32_t>(tokens);
             s.tokens_stride = tokens_stride;
@@ -151,9 +159,10 @@ void bind_program(nb::module_& m) {
             s.outputs = {at<int32_t>(token),   at<float>(logprob),      at<int32_t>(rank),
                          at<int32_t>(top_ids), at<float>(top_logprobs), top_width};
             nb::gil_scoped_release release;
+            if (wake_fd >= 0) announce(wake_fd);
             self.step(s);
           },
-          "One step: arrays as addresses, see StepInputs and StepOutputs in backends/base.py. Releases the GIL.")
+          "One step: arrays as addresses, see StepInputs, StepOutputs and LoadedModel.step in backends/base.py.")
       .def(
           "copy_pages",
           [](Program& self, uint64_t pairs, int64_t count) {

@@ -6,6 +6,7 @@ through the page table. So a wrong page, a stale prefix or a bad border between 
 
 from __future__ import annotations
 
+import os
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -125,8 +126,10 @@ class FakeRunner:
         self._tokens: dict[int, dict[int, int]] = {}
         self._begins: dict[int, Begin] = {}
 
-    def execute(self, plan: StepPlan) -> StepDone:
+    def execute(self, plan: StepPlan, wake_fd: int | None = None) -> StepDone:
         """One step."""
+        if wake_fd is not None:
+            os.write(wake_fd, b"\0")
         self.stepping.set()
         if self.is_gated:
             assert self.gate.acquire(timeout=30), "the test left the device's gate shut"

@@ -112,10 +112,11 @@ class Program:
         arg19: int,
         arg20: int,
         arg21: int,
+        arg22: int,
         /,
     ) -> None:
         """
-        One step: arrays as addresses, see StepInputs and StepOutputs in backends/base.py. Releases the GIL.
+        One step: arrays as addresses, see StepInputs, StepOutputs and LoadedModel.step in backends/base.py.
         """
 
     def copy_pages(self, pairs: int, count: int) -> None: ...

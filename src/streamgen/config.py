@@ -68,6 +68,7 @@ class MemoryPlan(Struct, frozen=True, kw_only=True):
     weights      packed weights
     cache        the KV cache: num_pages * page_bytes
     workspace    activations and scratch of the largest step
+    runtime      libraries and the tokenizer's tables: an estimate
     headroom     what stays free of the memory this process may use
     page_bytes   one page over all layers
     max_context  most tokens of one sequence, prompt and output
@@ -84,11 +85,12 @@ class MemoryPlan(Struct, frozen=True, kw_only=True):
     page_size: int = 16
     dtype: str = "float32"
     backend: str = "cpu"
+    runtime: int = 0
 
     @property
     def total(self) -> int:
-        """Weights, cache and workspace together."""
-        return self.weights + self.cache + self.workspace
+        """Weights, cache, workspace and runtime together."""
+        return self.weights + self.cache + self.workspace + self.runtime
 
 
 class EngineOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

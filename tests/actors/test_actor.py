@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 
 from streamgen.actors.actor import Actor
+from streamgen.actors.device import Device
 from streamgen.actors.executor import ExecutorActor
 from streamgen.actors.workers import EngineOwnedThread, Workers, host_has_ended
-from streamgen.messages import SchedulerInbox, StepDone, StepFailed, StepPlan
+from streamgen.messages import StepDone, StepFailed, StepPlan
 
 pytestmark = pytest.mark.anyio
 
@@ -134,34 +137,91 @@ def test_the_host_has_not_ended_while_it_asks() -> None:
 
 
 class Runner:
-    """Answers two steps, then breaks."""
+    """Answers with the step's number; breaks at `fail_at`. A step waits for its gate once it has announced the last."""
 
-    def execute(self, plan: StepPlan) -> StepDone:
-        if plan.step == 2:
+    def __init__(self, *, fail_at: int | None = None) -> None:
+        self.fail_at = fail_at
+        self.gates = [threading.Event() for _ in range(4)]
+
+    def execute(self, plan: StepPlan, wake_fd: int | None = None) -> StepDone:
+        if plan.step == self.fail_at:
             raise RuntimeError("out of luck")
+        if wake_fd is not None:
+            os.write(wake_fd, b"\0")
+        assert self.gates[plan.step].wait(10)
         return StepDone(step=plan.step, tokens=((plan.step,),))
 
 
+def plan(step: int) -> StepPlan:
+    return StepPlan(step=step, slots=(0,), starts=(0,), counts=(1,), samples=(1,), pages=((),))
+
+
+def num_open_files() -> int:
+    folder = Path("/proc/self/fd")
+    return len(list(folder.iterdir())) if folder.is_dir() else 0
+
+
+class Results:
+    """What a device delivered on this loop, and a way to wait for so many."""
+
+    def __init__(self) -> None:
+        self.got: list[StepDone | StepFailed] = []
+        self._changed = anyio.Event()
+
+    def deliver(self, result: StepDone | StepFailed) -> None:
+        self.got.append(result)
+        self._changed.set()
+
+    async def wait(self, count: int) -> None:
+        while len(self.got) < count:
+            self._changed = anyio.Event()
+            await self._changed.wait()
+
+
 async def test_executor_reports_results_and_failures_in_order() -> None:
-    device = Workers(1, name="streamgen-test", loop=asyncio.get_running_loop())
-    got: list[SchedulerInbox] = []
-    all_done = anyio.Event()
-
-    def to_scheduler(message: SchedulerInbox) -> None:
-        got.append(message)
-        if len(got) == 3:
-            all_done.set()
-
-    executor = ExecutorActor(Runner(), device, to_scheduler=to_scheduler, capacity=3)
+    results, runner = Results(), Runner(fail_at=2)
+    device = Device(runner, name="streamgen-test", loop=asyncio.get_running_loop(), deliver=results.deliver)
+    executor = ExecutorActor(device, capacity=3)
     async with anyio.create_task_group() as group:
         await group.start(executor.run)
         for step in range(3):
-            executor.post(StepPlan(step=step, slots=(0,), starts=(0,), counts=(1,), samples=(1,), pages=((),)))
-        await all_done.wait()
+            executor.post(plan(step))
+        for gate in runner.gates:
+            gate.set()
+        await results.wait(3)
         group.cancel_scope.cancel()
     device.stop()
-    assert got == [
+    assert results.got == [
         StepDone(step=0, tokens=((0,),)),
         StepDone(step=1, tokens=((1,),)),
         StepFailed(step=2, message="RuntimeError: out of luck"),
     ]
+
+
+async def test_a_result_comes_while_the_next_step_runs() -> None:
+    results, runner = Results(), Runner()
+    device = Device(runner, name="streamgen-test", loop=asyncio.get_running_loop(), deliver=results.deliver)
+    device.submit(plan(0))
+    device.submit(plan(1))
+    runner.gates[0].set()
+    with anyio.fail_after(10):
+        await results.wait(1)
+    assert [r.step for r in results.got] == [0], "step 1 is held, and step 0 was delivered all the same"
+    runner.gates[1].set()
+    with anyio.fail_after(10):
+        await results.wait(2)
+    device.stop()
+
+
+async def test_a_stopped_device_leaves_nothing_behind() -> None:
+    before = num_open_files()
+    runner = Runner()
+    device = Device(runner, name="streamgen-test", loop=asyncio.get_running_loop(), deliver=lambda result: None)
+    device.submit(plan(0))
+    device.submit(plan(1))
+    runner.gates[0].set()
+    runner.gates[1].set()
+    device.stop()
+    device.stop()
+    assert not any(isinstance(t, EngineOwnedThread) for t in threading.enumerate())
+    assert num_open_files() == before

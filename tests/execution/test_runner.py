@@ -22,7 +22,7 @@ class Recorder:
         self.inputs: list[StepInputs] = []
         self.copies: list[list[list[int]]] = []
 
-    def step(self, inputs: StepInputs, outputs: StepOutputs) -> None:
+    def step(self, inputs: StepInputs, outputs: StepOutputs, wake_fd: int | None = None) -> None:
         self.inputs.append(inputs)
         for i, row in enumerate(inputs.samples):
             token = row["target"] if row["target"] >= 0 else 100 + row["position"]

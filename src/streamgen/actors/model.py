@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 class RunsPlans(Protocol):
     """What an executor drives: `execution.Runner`."""
 
-    def execute(self, plan: StepPlan) -> StepDone:
-        """Run one step; blocks until the device is done."""
+    def execute(self, plan: StepPlan, wake_fd: int | None = None) -> StepDone:
+        """Run one step; blocks until the device is done.
+
+        wake_fd   a file descriptor to which a byte is written once the step runs without the interpreter
+        """
         ...
 
 

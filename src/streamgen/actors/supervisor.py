@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import anyio
 
 from streamgen.actors.detokenizer import Detokenizer, DetokenizerActor
+from streamgen.actors.device import Device
 from streamgen.actors.executor import ExecutorActor
 from streamgen.actors.scheduler import PLANS_IN_FLIGHT, DeviceFailed, SchedulerActor
 from streamgen.actors.tokenizer import PromptEncoder, TokenizerActor
@@ -116,7 +117,8 @@ class EngineThread:
         self._stop: asyncio.Event | None = None
         self._tokenizer_actor: TokenizerActor | None = None
         self._scheduler_actor: SchedulerActor | None = None
-        self._workers: list[Workers] = []
+        self._device: Device | None = None
+        self._text_workers: Workers | None = None
         self.encoder: PromptEncoder | None = None
         self.thread = EngineOwnedThread(self._run, name=name)
 
@@ -289,11 +291,12 @@ class EngineThread:
             self.closed.set()
 
     def _free(self) -> None:
-        for workers in self._workers:
-            workers.stop()
+        for threads in (self._device, self._text_workers):
+            if threads is not None:
+                threads.stop()
         if self._model is not None:
             self._model.close()
-        self._model, self.encoder, self._workers = None, None, []
+        self._model, self.encoder, self._device, self._text_workers = None, None, None, None
         self._scheduler_actor, self._tokenizer_actor = None, None
 
     async def _serve(self, model: OpenModel) -> None:
@@ -321,15 +324,13 @@ class EngineThread:
         """The four actors; receivers before their senders."""
         limits = model.limits
         capacity = MESSAGES_PER_SEQUENCE * (limits.max_running + self._options.max_queued + MAX_SEQUENCES)
-        device = Workers(1, name=f"{self._name}-device", loop=loop)
         text = Workers(TOKENIZER_THREADS, name=f"{self._name}-tokenizer", loop=loop)
-        self._workers = [device, text]
+        device = Device(model.runner, name=f"{self._name}-device", loop=loop, deliver=lambda m: scheduler.post(m))
+        self._device, self._text_workers = device, text
         self.encoder = PromptEncoder(model.tokenizer, model.chat_template, max_context=model.plan.max_context)
         # The scheduler and its neighbours post to each other, hence the late-bound `to_scheduler`.
         scheduler: SchedulerActor
-        executor = ExecutorActor(
-            model.runner, device, to_scheduler=lambda m: scheduler.post(m), capacity=PLANS_IN_FLIGHT + 1
-        )
+        executor = ExecutorActor(device, capacity=PLANS_IN_FLIGHT + 1)
         detokenizer = DetokenizerActor(
             Detokenizer(model.tokenizer, self), to_scheduler=lambda m: scheduler.post(m), capacity=capacity
         )
@@ -370,7 +371,8 @@ class EngineThread:
             self._calls.discard(call)
             call.finish(result, error)
 
-        self._workers[1].submit(function, done)
+        assert self._text_workers is not None, "a call was accepted while nothing is open"
+        self._text_workers.submit(function, done)
 
     def _set_stop(self) -> None:
         if self._stop is not None:

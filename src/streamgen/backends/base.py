@@ -129,8 +129,11 @@ class Weights(Protocol):
 class LoadedModel(Protocol):
     """A program with its weights and pages on a device. Used by one thread at a time."""
 
-    def step(self, inputs: StepInputs, outputs: StepOutputs) -> None:
-        """Run the whole program once."""
+    def step(self, inputs: StepInputs, outputs: StepOutputs, wake_fd: int | None = None) -> None:
+        """Run the whole program once.
+
+        wake_fd   a file descriptor to which a byte is written once the step runs without the interpreter
+        """
         ...
 
     def copy_pages(self, pairs: Int32Array) -> None:

@@ -41,9 +41,10 @@ from streamgen.quantization.base import TensorType, row_bytes
 from streamgen.quantization.gguf_blocks import dequantize
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import streamgen._cpu as _cpu
+    from streamgen.checkpoints.base import RawTensor
 
 ISA_VARIABLE = "STREAMGEN_CPU_ISA"  # lowers the instruction set, for tests; read when a model is loaded
 
@@ -51,6 +52,7 @@ _DTYPES = {"float32": TensorType.F32, "bfloat16": TensorType.BF16}
 _ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2}
 _PANEL = 16  # rows of a packed weight that lie together
 _ALIGNMENT = 128  # bytes between packed weights
+_SLICE_BYTES = 16 << 20  # of a stored matrix that are packed before the file's pages are given back
 
 
 class CpuBackend:
@@ -146,8 +148,8 @@ class CpuModel:
         )
         self._lower(program, weights)
 
-    def step(self, inputs: StepInputs, outputs: StepOutputs) -> None:
-        """Run the whole program once; see `StepInputs` and `StepOutputs`."""
+    def step(self, inputs: StepInputs, outputs: StepOutputs, wake_fd: int | None = None) -> None:
+        """Run the whole program once; see `StepInputs`, `StepOutputs` and `LoadedModel.step`."""
         assert self._program is not None, "the model is closed"
         self._program.step(
             inputs.tokens.ctypes.data,
@@ -172,6 +174,7 @@ class CpuModel:
             outputs.top_ids.ctypes.data,
             outputs.top_logprobs.ctypes.data,
             outputs.top_ids.shape[1],
+            -1 if wake_fd is None else wake_fd,
         )
 
     def copy_pages(self, pairs: Int32Array) -> None:
@@ -188,31 +191,37 @@ class CpuModel:
         self._vectors.clear()
 
     def _pack(self, weights: Weights, on_bytes: Callable[[int], None]) -> None:
-        import streamgen._cpu as _cpu
-
-        assert self._pool is not None and self._weights is not None
         packed = 0
         for region in self._layout.regions:
             row = 0
             for weight in region.weights:
                 raw = weights.matrix(weight.name, weight.rows, weight.columns)
-                _cpu.pack(
-                    self._pool,
-                    self._isa,
-                    raw.data.ctypes.data,
-                    row_bytes(raw.info.type, weight.columns),
-                    int(raw.info.type),
-                    self._weights.address + region.offset,
-                    int(self._dtype),
-                    weight.rows,
-                    weight.columns,
-                    row,
-                    raw.rope_heads or 0,
-                )
-                weights.done(raw)
+                for start, stop in _slices(raw, weight):
+                    self._pack_rows(raw, weight, start, stop, region.offset, row)
+                    weights.done(raw)
+                    packed += (stop - start) * weight.columns * row_bytes(self._dtype, 1)
+                    on_bytes(packed)
                 row += weight.rows
-                packed += weight.rows * weight.columns * row_bytes(self._dtype, 1)
-                on_bytes(packed)
+
+    def _pack_rows(self, raw: RawTensor, weight: LinearWeight, start: int, stop: int, offset: int, row: int) -> None:
+        """Rows [start, stop) of a stored matrix become rows row + start ... of the packed one at `offset`."""
+        import streamgen._cpu as _cpu
+
+        assert self._pool is not None and self._weights is not None
+        stored_bytes = row_bytes(raw.info.type, weight.columns)
+        _cpu.pack(
+            self._pool,
+            self._isa,
+            raw.data.ctypes.data + start * stored_bytes,
+            stored_bytes,
+            int(raw.info.type),
+            self._weights.address + offset,
+            int(self._dtype),
+            stop - start,
+            weight.columns,
+            row + start,
+            raw.rope_heads or 0,
+        )
 
     def _lower(self, program: Program, weights: Weights) -> None:
         assert self._program is not None
@@ -327,6 +336,15 @@ class _Layout:
         rows = _round_up(sum(w.rows for w in weights), _PANEL)
         columns = _round_up(weights[0].columns, 2)
         self.num_bytes += _round_up(rows * columns * row_bytes(dtype, 1), _ALIGNMENT)
+
+
+def _slices(raw: RawTensor, weight: LinearWeight) -> Iterator[tuple[int, int]]:
+    """Row ranges to pack one after another, so that only so much of the file is resident at a time."""
+    stored_bytes = row_bytes(raw.info.type, weight.columns)
+    # Rows in rope order are shuffled within heads: such a matrix is packed in one go.
+    rows = weight.rows if raw.rope_heads else max(_PANEL, _SLICE_BYTES // stored_bytes // _PANEL * _PANEL)
+    for start in range(0, weight.rows, rows):
+        yield start, min(start + rows, weight.rows)
 
 
 def _names(weights: tuple[LinearWeight, ...]) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ where the program says so, and everything is calculated in float32 from the roun
 from __future__ import annotations
 
 import math
+import os
 from typing import TYPE_CHECKING
 
 import torch
@@ -107,9 +108,11 @@ class ReferenceModel:
         shape = (2, options.num_pages, options.page_size, program.num_kv_heads, program.head_dim)
         self._pages = [torch.zeros(shape, dtype=self._dtype, device=device) for _ in range(program.num_layers)]
 
-    def step(self, inputs: StepInputs, outputs: StepOutputs) -> None:
+    def step(self, inputs: StepInputs, outputs: StepOutputs, wake_fd: int | None = None) -> None:
         """Run the whole program once; see `StepInputs` and `StepOutputs`."""
         assert self._pages, "the model is closed"
+        if wake_fd is not None:
+            os.write(wake_fd, b"\0")  # torch gives the interpreter away op by op
         program = self._program
         with torch.inference_mode():
             batch = _Batch(inputs, self._device)

@@ -118,6 +118,7 @@ def _plan_lines(engine: Engine) -> list[str]:
         f"              weights   {format_bytes(plan.weights):>10}",
         f"              cache     {format_bytes(plan.cache):>10}  {_pages(plan)}",
         f"              workspace {format_bytes(plan.workspace):>10}",
+        f"              runtime   {format_bytes(plan.runtime):>10}  an estimate",
         f"              left      {format_bytes(plan.headroom):>10}",
     ]
 

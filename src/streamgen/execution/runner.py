@@ -27,14 +27,17 @@ class Runner:
         self._model = model
         self._slots = Slots(num_slots=num_slots, max_context=max_context, page_size=page_size)
 
-    def execute(self, plan: StepPlan) -> StepDone:
-        """Run one step; blocks until the device is done. Plans come in the order of their `step`."""
+    def execute(self, plan: StepPlan, wake_fd: int | None = None) -> StepDone:
+        """Run one step; blocks until the device is done. Plans come in the order of their `step`.
+
+        wake_fd   a file descriptor to which a byte is written once the step runs without the interpreter
+        """
         self._take(plan)
         inputs, head = make_inputs(plan, self._slots)
         width = int(head.rows["num_top"].max(initial=0))
         outputs = empty_outputs(len(head.rows), width)
         started = time.perf_counter()
-        self._model.step(inputs, outputs)
+        self._model.step(inputs, outputs, wake_fd)
         seconds = time.perf_counter() - started
         return _results(plan.step, head, outputs, seconds)
 

@@ -61,7 +61,7 @@ async def _memory(model: str, options: dict[str, Any]) -> dict[str, Any]:
         num_seqs = 1 + plan.num_pages * plan.page_size // prompt_tokens
         await bench.decode(num_seqs, prompt_tokens=prompt_tokens, tokens=2)
         sizes = _resident()
-    return {**sizes, "planned": plan.total}
+    return {**sizes, "planned": plan.total, "runtime": plan.runtime}
 
 
 def _resident() -> dict[str, int]:

@@ -33,10 +33,12 @@ class Decode(Struct, frozen=True, kw_only=True):
 
     steady   tokens per second of all sequences while every one of them was decoding
     overall  output tokens per second from the first request to the last token, prompts included
+    outside_seconds   of a step, on average: what Python adds to the one call
     """
 
     steady: float
     overall: float
+    outside_seconds: float
 
 
 class EngineBench:
@@ -59,13 +61,16 @@ class EngineBench:
     async def decode(self, num_seqs: int, *, prompt_tokens: int, tokens: int) -> Decode:
         """Run `num_seqs` requests at once."""
         clocks = [Clocked([], []) for _ in range(num_seqs)]
-        began = time.perf_counter()
+        before, began = self.stats, time.perf_counter()
         async with anyio.create_task_group() as group:
             for index, clock in enumerate(clocks):
                 group.start_soon(self._run, self._prompt(prompt_tokens, index), tokens, clock)
+        after = self.stats
+        outside = (after.step_seconds - before.step_seconds) - (after.forward_seconds - before.forward_seconds)
         return Decode(
             steady=steady_rate(clocks),
             overall=num_seqs * tokens / (max(clock.times[-1] for clock in clocks) - began),
+            outside_seconds=outside / (after.steps - before.steps),
         )
 
     async def prefill(self, prompt_tokens: int) -> float:

@@ -9,7 +9,8 @@ class Figure(Struct, frozen=True, kw_only=True):
     """One measured number.
 
     runs       every repetition; `value` is the best of them
-    ratio      value compared with something that bounds or explains it, and `ratio_of` says what
+    ratio      compared with something that bounds or explains it, and `ratio_of` says what; of figures measured in
+               rounds the median of the rounds' ratios
     """
 
     name: str

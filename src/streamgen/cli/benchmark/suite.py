@@ -10,14 +10,16 @@ import sys
 import time
 from importlib import metadata, util
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import anyio
+from msgspec import Struct
 
 import streamgen._cpu as _cpu
 from streamgen.backends.cpu import chosen_isa
 from streamgen.cli import machine
-from streamgen.cli.benchmark.engine import EngineBench, open_bench
+from streamgen.cli.benchmark.engine import Decode, EngineBench, open_bench
 from streamgen.cli.benchmark.figures import BenchReport, Figure
 from streamgen.cli.benchmark.model_size import ModelSize, read_model_size
 from streamgen.cli.options import ENGINE_FIELDS, chosen, model_or_demo
@@ -33,7 +35,7 @@ PROMPT_TOKENS = 128
 PREFILL_TOKENS = 512
 BATCHES = (1, 8, 32)
 BANDWIDTH_BYTES = 512 * 2**20  # well beyond any cache
-BANDWIDTH_SECONDS = 2.0
+BANDWIDTH_SECONDS = 1.0
 START_RUNS = 3
 BANDWIDTH, MATMUL = "read bandwidth", "torch bf16 matmul 4096"
 VERSIONS = ("streamgen", "numpy", "torch")
@@ -53,6 +55,13 @@ def measure(arguments: argparse.Namespace) -> BenchReport:
     for reason in report.skipped:
         note(f"not measured: {reason}")
     return report
+
+
+class Round(Struct, frozen=True):
+    """One turn through all batch sizes, and the read bandwidth (GB/s) just before."""
+
+    bandwidth: float
+    decodes: dict[int, Decode]
 
 
 class Bench:
@@ -96,43 +105,48 @@ class Bench:
             self._skipped.append("torch's matrix product: torch is not installed")
         elif not self.is_quick:
             self._add(MATMUL, [_child("matmul", str(self._threads))["gflops"]], "GFLOP/s")
-        bandwidth = _cpu.read_bandwidth(self._threads, BANDWIDTH_BYTES, BANDWIDTH_SECONDS)
-        self._add(BANDWIDTH, [bandwidth], "GB/s")
 
     async def measure_engine(self) -> None:
-        """Decode, prefill, time per step."""
+        """Decode, prefill, time per step.
 
+        Rounds of all batch sizes, with the bandwidth measured in each, so that every ratio is of neighbours in time:
+        the speed of a shared machine's memory and clock moves by half within a minute.
+        """
         async with open_bench(self._model, self._options, self._size.vocab) as bench:
-            for num_seqs in BATCHES:
-                await self._measure_decode(bench, num_seqs)
+            rounds = [await self._measure_round(bench) for _ in self._repeats()]
+            self._add_decodes(rounds)
             await self._measure_prefill(bench)
 
-    async def _measure_decode(self, bench: EngineBench, num_seqs: int) -> None:
-        if num_seqs > self._plan.max_running:
-            self._skipped.append(f"decode of {num_seqs} sequences: max_running is {self._plan.max_running}")
-            return
+    async def _measure_round(self, bench: EngineBench) -> Round:
+        bandwidth = _cpu.read_bandwidth(self._threads, BANDWIDTH_BYTES, BANDWIDTH_SECONDS)
         tokens = min(32 if self.is_quick else 128, self._plan.max_context - PROMPT_TOKENS)
-        runs = [await bench.decode(num_seqs, prompt_tokens=PROMPT_TOKENS, tokens=tokens) for _ in self._repeats()]
-        name = f"decode {num_seqs} seq"
-        steady = [run.steady for run in runs]
-        if num_seqs == 1:
-            bound = self._figures[BANDWIDTH].value * 1e9 / self._size.step_bytes(self._plan.dtype)
-            self._add(name, steady, "tok/s", bound, "of read bandwidth / bytes of weights")
-        else:
-            self._add(name, steady, "tok/s", self._figures["decode 1 seq"].value, "times one sequence")
-        if num_seqs == max(BATCHES):
-            self._add(f"offline {num_seqs} requests, 128 in", [run.overall for run in runs], "tok/s out")
-            self._add_step_times(bench)
+        decodes = {
+            num_seqs: await bench.decode(num_seqs, prompt_tokens=PROMPT_TOKENS, tokens=tokens)
+            for num_seqs in BATCHES
+            if num_seqs <= self._plan.max_running
+        }
+        return Round(bandwidth, decodes)
 
-    def _add_step_times(self, bench: EngineBench) -> None:
-        """How long Python keeps a step waiting, outside the one call that runs it."""
-        stats = bench.stats
-        wall, forward = getattr(stats, "step_seconds", None), getattr(stats, "forward_seconds", None)
-        if not wall or forward is None:
-            self._skipped.append("time per step outside the call: this engine does not count it")
-            return
-        step, outside = wall / stats.steps, (wall - forward) / stats.steps
-        self._add("time per step outside the call", [outside * 1e6], "us", step * 1e6, "of a step")
+    def _add_decodes(self, rounds: list[Round]) -> None:
+        bound = 1e9 / self._size.step_bytes(self._plan.dtype)
+        self._add(BANDWIDTH, [r.bandwidth for r in rounds], "GB/s")
+        for num_seqs in BATCHES:
+            if num_seqs not in rounds[0].decodes:
+                self._skipped.append(f"decode of {num_seqs} sequences: max_running is {self._plan.max_running}")
+                continue
+            rates = [r.decodes[num_seqs].steady for r in rounds]
+            if num_seqs == 1:
+                ratios = [rate / (r.bandwidth * bound) for rate, r in zip(rates, rounds, strict=True)]
+                of = "of read bandwidth / bytes of weights"
+            else:
+                ratios = [rate / r.decodes[1].steady for rate, r in zip(rates, rounds, strict=True)]
+                of = "times one sequence"
+            self._add(f"decode {num_seqs} seq", rates, "tok/s", ratio=median(ratios), ratio_of=of)
+        largest = max(rounds[0].decodes)
+        runs = [r.decodes[largest] for r in rounds]
+        self._add(f"offline {largest} requests, 128 in", [run.overall for run in runs], "tok/s out")
+        outside = [run.outside_seconds * 1e6 for run in runs]
+        self._add(f"Python per step, {largest} seq", outside, "us", best=min)
 
     async def _measure_prefill(self, bench: EngineBench) -> None:
         """Tokens per second, and what the layers' linears alone do in it: 2 x weights x tokens.
@@ -144,8 +158,8 @@ class Bench:
         self._add(f"prefill {tokens} tokens", runs, "tok/s")
         rates = [rate * 2 * self._size.layer_weights / 1e9 for rate in runs]
         product = self._figures.get(MATMUL)
-        bound = None if product is None else product.value
-        self._add("prefill, layers' linears alone", rates, "GFLOP/s", bound, "of torch bf16 matmul")
+        ratio = None if product is None else max(rates) / product.value
+        self._add("prefill, layers' linears alone", rates, "GFLOP/s", ratio=ratio, ratio_of="of torch bf16 matmul")
 
     def measure_start(self) -> None:
         """Import time, and the time from the start of a process to its first token."""
@@ -164,8 +178,12 @@ class Bench:
             return
         sizes = _child("memory", self._model, json.dumps(self._options))
         mib = 2**20
-        self._add("resident beyond the plan", [(sizes["now"] - sizes["planned"]) / mib], "MiB")
-        self._add("peak memory", [sizes["peak"] / mib], "MiB", sizes["planned"] / mib, "of the plan")
+        self._add(
+            "resident beyond weights and pages", [(sizes["now"] - sizes["planned"] + sizes["runtime"]) / mib], "MiB"
+        )
+        self._add(
+            "peak memory", [sizes["peak"] / mib], "MiB", ratio=sizes["peak"] / sizes["planned"], ratio_of="of the plan"
+        )
 
     def _repeats(self) -> range:
         return range(1 if self.is_quick else 3)
@@ -175,14 +193,13 @@ class Bench:
         name: str,
         runs: list[float],
         unit: str,
-        bound: float | None = None,
-        ratio_of: str = "",
         *,
+        ratio: float | None = None,
+        ratio_of: str = "",
         best: Callable[[list[float]], float] = max,
     ) -> None:
 
         value = best(runs)
-        ratio = None if bound is None else value / bound
         figure = Figure(
             name=name, value=value, unit=unit, runs=tuple(runs), ratio=ratio, ratio_of=ratio_of if ratio else ""
         )
