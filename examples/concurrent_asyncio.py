@@ -6,18 +6,18 @@ import sys
 import streamgen as sg
 
 
-async def ask(engine: sg.Engine, number: int) -> str:
-    """One request of many; the engine batches what runs at the same time."""
-    reply = await engine.generate([sg.user(f"Say something about the number {number}.")], max_tokens=24)
-    return f"{number:2}: {' '.join(reply.text.split())}"
+async def ask(engine: sg.Engine, number: int) -> None:
+    """One stream of many; the engine batches what runs at the same time."""
+    async with engine.stream([sg.user(f"Say something about the number {number}.")], max_tokens=24) as stream:
+        words = [text async for text in stream.texts()]
+    print(f"{number:2}: {len(words)} deltas, {' '.join(''.join(words).split())}")
 
 
 async def main() -> None:
-    """Ask sixteen questions at once."""
+    """Ask sixteen questions at once; answers are printed as they finish."""
     async with sg.Engine(*sys.argv[1:2]) as engine, asyncio.TaskGroup() as group:
-        tasks = [group.create_task(ask(engine, number)) for number in range(16)]
-        for task in tasks:
-            print(await task)
+        for number in range(16):
+            group.create_task(ask(engine, number))
 
 
 asyncio.run(main())

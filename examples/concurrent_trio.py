@@ -8,9 +8,10 @@ import streamgen as sg
 
 
 async def ask(engine: sg.Engine, number: int) -> None:
-    """One request of many; the engine batches what runs at the same time."""
-    reply = await engine.generate([sg.user(f"Say something about the number {number}.")], max_tokens=24)
-    print(f"{number:2}: {' '.join(reply.text.split())}")
+    """One stream of many; the engine batches what runs at the same time."""
+    async with engine.stream([sg.user(f"Say something about the number {number}.")], max_tokens=24) as stream:
+        words = [text async for text in stream.texts()]
+    print(f"{number:2}: {len(words)} deltas, {' '.join(''.join(words).split())}")
 
 
 async def main() -> None:
