@@ -149,3 +149,24 @@ async def test_sampled_continuations_equal_single_requests(model: Path, dtype: s
         assert len({c.ids for c in several}) > 1
         single = await engine.generate("Once upon a time", max_tokens=30, temperature=1.0, seed=11)
         assert single.ids == several[0].ids
+
+
+async def test_a_real_chat_model(demo_model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads of 64 and 49,152 tokens: alone on one thread; then chunked in company, cold and from a cached prefix."""
+    chats: list[dict[str, Any]] = [
+        {"prompt": [sg.user(text)], "max_tokens": 24, "temperature": temperature, "top_p": 0.9, "seed": 3}
+        for text in ("Name three rivers.", "Tell me about the sea. " * 12)
+        for temperature in (0.0, 0.8)
+    ]
+    async with sg.Engine(demo_model_path, threads=1, prefix_cache=False) as engine:
+        expected = [await ask(engine, case) for case in chats]
+    monkeypatch.setattr(execution_model, "STEP_ROWS", 48)
+    async with sg.Engine(demo_model_path, threads=2) as engine:
+        for seed in (1, 2):
+            cases = chats + [{**case, "max_tokens": 12} for case in company(12)]
+            order = list(range(len(cases)))
+            random.Random(seed).shuffle(order)
+            shuffled = await ask_all(engine, [cases[i] for i in order])
+            got = {original: shuffled[place] for place, original in enumerate(order)}
+            assert [got[i] for i in range(len(chats))] == expected
+        assert engine.stats().cached_tokens > 0
