@@ -129,8 +129,8 @@ def _run_client(command: list[str], folder: Path, on_progress: OnProgress, total
     Returns None, or the last words of a client that failed.
     """
     places = {"TMPDIR": str(folder), "TEMP": str(folder), "TMP": str(folder)}
-    # A connection that breaks is taken up where it broke. In the environment, since older clients refuse an unknown option
-    # and ignore an unknown variable.
+    # A connection that breaks is taken up where it broke. In the environment, since older clients refuse an option that
+    # they do not know and ignore a variable.
     environment = {"PIP_RESUME_RETRIES": "5", **os.environ, **places}
     with tempfile.TemporaryFile() as log:
         try:
