@@ -13,7 +13,7 @@ from tests.real_models import QWEN_0_5B, real_model_path
 if TYPE_CHECKING:
     from pathlib import Path
 
-NEAR_TIE = 1e-3  # a float32 run must follow every path whose gap between the two likeliest tokens is larger
+NEAR_TIE = 1e-4  # a float32 run must follow every path whose gap between the two likeliest tokens is larger
 pytestmark = pytest.mark.anyio
 
 
