@@ -16,7 +16,6 @@ from streamgen.messages import (
     Cancel,
     DetokenizerInbox,
     ExecutorInbox,
-    Failed,
     Message,
     Open,
     Progress,
@@ -53,7 +52,7 @@ EXAMPLES: list[Message] = [
     Submit(request_id=1, sampling=SAMPLING, chat=({"role": "user", "content": "x"},), continuation="y"),
     Cancel(request_id=1, reason="deadline"),
     Admit(request_id=1, prompt_ids=(1, 2), sampling=SAMPLING, max_tokens=5, stop_ids=(0,), score_from=1, scope="s"),
-    Open(request_id=1, prompt_ids=(1, 2), sampling=SAMPLING, stop_ids=(0,), tokenized_seconds=0.5),
+    Open(request_id=1, prompt_ids=(1, 2), sampling=SAMPLING, stop_ids=(0,)),
     Refused(request_id=1, code="prompt_too_long", message="m", details={"a": 1, "b": "x", "c": None, "d": 0.5}),
     BEGIN,
     StepPlan(
@@ -76,7 +75,6 @@ EXAMPLES: list[Message] = [
         )
     ),
     StopFound(request_id=1, index=2),
-    Failed(message="no"),
 ]
 INBOXES: dict[str, Any] = {
     "tokenizer": TokenizerInbox,
@@ -109,7 +107,7 @@ def test_an_inbox_decodes_each_of_its_kinds_by_tag(inbox: str) -> None:
 
 def test_an_inbox_refuses_what_is_not_its_own() -> None:
     with pytest.raises(msgspec.ValidationError):
-        msgspec.msgpack.decode(msgspec.msgpack.encode(Failed(message="x")), type=SchedulerInbox)
+        msgspec.msgpack.decode(msgspec.msgpack.encode(Refused(request_id=1, code="x")), type=SchedulerInbox)
     with pytest.raises(msgspec.ValidationError):
         msgspec.msgpack.decode(b"\x81\xa4type\xa6Cancel", type=TokenizerInbox)
 

@@ -92,7 +92,6 @@ class Open(Message, frozen=True, kw_only=True):
     stop_ids: tuple[int, ...] = ()
     score_from: int | None = None
     num_sequences: int = 1
-    tokenized_seconds: float = 0.0
 
 
 class Refused(Message, frozen=True, kw_only=True):
@@ -228,13 +227,7 @@ class StopFound(Message, frozen=True, kw_only=True):
     index: int = 0
 
 
-class Failed(Message, frozen=True, kw_only=True):
-    """Executor or supervisor -> detokenizer: the engine failed; every open request ends with EngineFailed."""
-
-    message: str
-
-
 TokenizerInbox = Submit | Cancel
 SchedulerInbox = Admit | Cancel | StepDone | StepFailed | StopFound
 ExecutorInbox = StepPlan
-DetokenizerInbox = Open | Refused | Advance | Failed
+DetokenizerInbox = Open | Refused | Advance

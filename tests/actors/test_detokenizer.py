@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from streamgen.actors.detokenizer import Detokenizer, DetokenizerActor
 from streamgen.mailbox import Mailbox
-from streamgen.messages import Advance, Failed, Open, Progress, Refused, StopFound, TokenLogprobs
+from streamgen.messages import Advance, Open, Progress, Refused, StopFound, TokenLogprobs
 from streamgen.sampling import ResolvedSampling
 from tests.fakes import BOS, EOS, FakeTokenizer
 
@@ -191,7 +191,7 @@ def test_the_shell_passes_everything_on(host: Host) -> None:
     (mailbox,) = host.ask(stop=("b",))
     (failing,) = host.ask(2)
     actor.handle(Advance(entries=(Progress(request_id=1, ids=(97, 98)),)))
-    actor.handle(Failed(message="gone"))
+    actor.handle(Refused(request_id=2, code="engine_failed", message="gone"))
     actor.settle()
     assert result(mailbox).stop == "b" and stops == [StopFound(request_id=1)]
     assert failing.end is not None and (failing.end.code, failing.end.message) == ("engine_failed", "gone")

@@ -103,7 +103,6 @@ class Shell:
             max_context=32,
             to_scheduler=self.take,
             to_detokenizer=self.take,
-            clock=lambda: 0.0,
             capacity=100,
         )
         self.changed = anyio.Event()

@@ -14,7 +14,6 @@ from streamgen.mailbox import End, Mailbox, Wakes
 from streamgen.messages import (
     Advance,
     DetokenizerInbox,
-    Failed,
     Open,
     Progress,
     Refused,
@@ -109,11 +108,6 @@ class Detokenizer:
             sequence = request.sequences[entry.index]
             if not sequence.is_over:
                 self._advance_one(request, sequence, entry)
-
-    def fail(self, message: str) -> None:
-        """The engine failed: every open request ends."""
-        for request_id in tuple(self._requests):
-            self._end_all(request_id, End(finish_reason="error", code="engine_failed", message=message))
 
     def take_stops(self) -> list[StopFound]:
         """Sequences that a stop string ended, for the scheduler."""
@@ -213,8 +207,6 @@ class DetokenizerActor(Actor[DetokenizerInbox]):
                 self._detokenizer.open(message)
             case Refused():
                 self._detokenizer.refuse(message)
-            case Failed():
-                self._detokenizer.fail(message.message)
             case _:
                 assert_never(message)
 

@@ -348,7 +348,6 @@ class EngineThread:
             max_context=model.plan.max_context,
             to_scheduler=scheduler.post,
             to_detokenizer=detokenizer.post,
-            clock=time.perf_counter,
             capacity=capacity,
         )
         self._scheduler_actor, self._tokenizer_actor = scheduler, tokenizer

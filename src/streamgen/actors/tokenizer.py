@@ -138,7 +138,6 @@ class TokenizerActor(Actor[TokenizerInbox | Encoded]):
         max_context: int,
         to_scheduler: Callable[[SchedulerInbox], None],
         to_detokenizer: Callable[[DetokenizerInbox], None],
-        clock: Callable[[], float],
         capacity: int,
     ) -> None:
         super().__init__(capacity=capacity)
@@ -148,8 +147,7 @@ class TokenizerActor(Actor[TokenizerInbox | Encoded]):
         self._max_context = max_context
         self._to_scheduler = to_scheduler
         self._to_detokenizer = to_detokenizer
-        self._clock = clock
-        self._encoding: dict[int, tuple[Submit, float]] = {}
+        self._encoding: dict[int, Submit] = {}
 
     def handle(self, message: TokenizerInbox | Encoded) -> None:
         """Begin, give up or let in a request."""
@@ -164,7 +162,7 @@ class TokenizerActor(Actor[TokenizerInbox | Encoded]):
                 assert_never(message)
 
     def _begin(self, submit: Submit) -> None:
-        self._encoding[submit.request_id] = (submit, self._clock())
+        self._encoding[submit.request_id] = submit
         if submit.ids is not None and not isinstance(submit.continuation, str):
             self._admit(_try_encode(self._encoder, submit))  # nothing to tokenize: no thread
         else:
@@ -181,7 +179,7 @@ class TokenizerActor(Actor[TokenizerInbox | Encoded]):
             self._to_detokenizer(Refused(request_id=cancel.request_id, code=cancel.reason))
 
     def _admit(self, encoded: Encoded) -> None:
-        submit, arrived = self._encoding.pop(encoded.request_id, (None, 0.0))
+        submit = self._encoding.pop(encoded.request_id, None)
         if submit is None:
             return  # cancelled meanwhile
         if encoded.error is not None:
@@ -197,7 +195,6 @@ class TokenizerActor(Actor[TokenizerInbox | Encoded]):
                 stop_ids=stop_ids,
                 score_from=encoded.score_from,
                 num_sequences=submit.num_sequences,
-                tokenized_seconds=self._clock() - arrived,
             )
         )
         self._to_scheduler(

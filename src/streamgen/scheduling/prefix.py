@@ -77,9 +77,5 @@ class PrefixIndex:
             self._names[page] = name
             self._pool.mark_indexed(page)
 
-    def page_of(self, name: bytes) -> int | None:
-        """The page of a name, without a holder; for reading only."""
-        return self._pages.get(name)
-
     def _forget(self, page: int) -> None:
         del self._pages[self._names.pop(page)]

@@ -83,9 +83,7 @@ class Sequence:
         "max_tokens",
         "names",
         "next_score",
-        "num_accepted",
         "num_computed",
-        "num_drafted",
         "num_offered",
         "num_pending",
         "num_prompt",
@@ -121,7 +119,6 @@ class Sequence:
         self.is_verifying = self.has_stale_tail = False
         self.cached_tokens = 0
         self.has_reported = False
-        self.num_drafted = self.num_accepted = 0
 
     @property
     def num_tokens(self) -> int:
@@ -233,8 +230,6 @@ class Sequence:
 
     def _take_verified(self, rows: Rows, tokens: tuple[int, ...]) -> tuple[int, ...]:
         kept = self._up_to_stop(tokens[: count_agreeing(rows.proposals, tokens) + 1])
-        self.num_drafted += len(rows.proposals)
-        self.num_accepted += count_agreeing(rows.proposals, kept)
         self.ids.extend(kept)
         # That is the rollback: rows above the last kept token are planned, and their pages written, again.
         self.num_computed = self.num_scheduled = len(self.ids) - 1
