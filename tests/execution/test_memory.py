@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from streamgen.backends.base import LoadOptions
+from streamgen.backends.cpu import CpuBackend
+from streamgen.checkpoints.open import CheckpointWeights, open_checkpoint
 from streamgen.config import make_options
 from streamgen.errors import ConfigError, InsufficientMemory
 from streamgen.execution import memory
 from streamgen.execution.model import plan_model
+from streamgen.models.registry import build_program
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,6 +58,19 @@ def test_too_little_memory_names_what_would_fit(stories: Path, monkeypatch: pyte
     monkeypatch.setattr(memory, "available_memory", lambda: 1 << 20)
     with pytest.raises(InsufficientMemory, match="would do"):
         plan_model(make_options(stories, {}))
+
+
+@pytest.mark.parametrize("max_rows", [1, 40, 512])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_planned_workspace_holds_what_the_kernels_take(stories: Path, dtype: str, max_rows: int) -> None:
+    checkpoint = open_checkpoint(stories)
+    program = build_program(checkpoint.config, max_context=256)
+    options = LoadOptions(dtype=dtype, max_rows=max_rows, num_pages=4, max_context=256, threads=2)
+    model = CpuBackend().load(program, CheckpointWeights(checkpoint), options, lambda done: None)
+    taken = model.workspace_bytes
+    model.close()
+    checkpoint.close()
+    assert taken <= CpuBackend().workspace_bytes(program, options) <= taken + options.threads * (2 << 20)
 
 
 _MEASURE = """

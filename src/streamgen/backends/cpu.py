@@ -102,7 +102,7 @@ class CpuBackend:
             rows = _head_rows(options) if index in _head_only(program) else options.max_rows
             total += rows * _round_up(buffer.width * (4 if buffer.kind is BufferKind.STREAM else element), 64)
         ropes = sum(options.max_rows * len(rope.inv_freq) * 8 for rope in program.ropes)
-        return total + ropes + options.threads * (program.vocab_size * 24 + (1 << 20))
+        return total + ropes + options.threads * (program.vocab_size * 33 + (1 << 20))
 
     def load(
         self, program: Program, weights: Weights, options: LoadOptions, on_bytes: Callable[[int], None]
@@ -176,6 +176,12 @@ class CpuModel:
             outputs.top_ids.shape[1],
             -1 if wake_fd is None else wake_fd,
         )
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Bytes of activations and scratch that the program took."""
+        assert self._program is not None, "the model is closed"
+        return self._program.workspace_bytes
 
     def copy_pages(self, pairs: Int32Array) -> None:
         """Copy pages pairs[i, 0] -> pairs[i, 1], all layers, in order."""
