@@ -21,6 +21,10 @@ from streamgen.errors import ConfigError
 DTYPES = ("auto", "float32", "bfloat16")
 MAX_QUEUED = 1_000_000
 MAX_RUNNING = 65_536
+MAX_NAME = 200  # characters of a tenant's or a request's name
+MAX_WEIGHT = 1e6
+MAX_SECONDS = 1e9
+ISOLATIONS = ("thread", "process")
 
 _UNITS = {
     "": 1,
@@ -93,6 +97,31 @@ class MemoryPlan(Struct, frozen=True, kw_only=True):
         return self.weights + self.cache + self.workspace + self.runtime
 
 
+class Tenant(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One of the parties that share an engine. A tenant that the options do not name has the defaults.
+
+    weight       its share of tokens, relative to the others' that want some
+    max_running  most of its sequences that run at once; None: no limit of its own
+    max_queued   most of its requests that may be open beyond those that run; None: no limit of its own
+
+    Raises:
+        ConfigError: a value cannot be used.
+    """
+
+    weight: float = 1.0
+    max_running: int | None = None
+    max_queued: int | None = None
+
+    def __post_init__(self) -> None:
+        weight = self.weight
+        if isinstance(weight, bool) or not isinstance(weight, int | float):
+            raise ConfigError(f"tenants: weight: expected a number, got {type(weight).__name__}", option="tenants")
+        if not (math.isfinite(weight) and 0.0 < weight <= MAX_WEIGHT):
+            raise ConfigError(f"tenants: weight: expected > 0 and <= {MAX_WEIGHT:g}, got {weight}", option="tenants")
+        _check_int("tenants", self.max_running, low=1, high=MAX_RUNNING)
+        _check_int("tenants", self.max_queued, low=0, high=MAX_QUEUED)
+
+
 class EngineOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Every option of `Engine`. `None` leaves the choice to the plan, the checkpoint or the machine.
 
@@ -118,7 +147,7 @@ class EngineOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     seed: int | None = None
     threads: int | None = None
     step_budget_ms: float | None = None
-    tenants: Any = None
+    tenants: dict[str, Tenant] = {}
     grammars: Any = ()
     idle_sleep: float | None = None
     chat_template: str | None = None
@@ -147,7 +176,43 @@ def make_options(model: str | Path | None, fields: Mapping[str, Any]) -> EngineO
     device = fields.get("device", "auto")
     if isinstance(device, list):
         fields = {**fields, "device": tuple(device)}
-    return EngineOptions(model=model, **fields)
+    tenants = parse_tenants(fields.get("tenants"))
+    return EngineOptions(model=model, **{**fields, "tenants": tenants})
+
+
+def parse_tenants(tenants: Any) -> dict[str, Tenant]:
+    """Tenants by name; a `Tenant` may be given as a mapping of its fields.
+
+    Raises:
+        ConfigError: no mapping, a name that cannot be one, or an option that a tenant does not have.
+    """
+    if tenants is None:
+        return {}
+    if not isinstance(tenants, Mapping):
+        raise ConfigError(f"tenants: expected a mapping of names, got {type(tenants).__name__}", option="tenants")
+    return {_check_tenant_name(name): _parse_tenant(name, tenant) for name, tenant in tenants.items()}
+
+
+def _check_tenant_name(name: Any) -> str:
+    if not isinstance(name, str) or not 1 <= len(name) <= MAX_NAME:
+        shown = repr(name)[:40] if isinstance(name, str) else type(name).__name__
+        raise ConfigError(f"tenants: expected names of 1 to {MAX_NAME} characters, got {shown}", option="tenants")
+    return name
+
+
+def _parse_tenant(name: str, tenant: Any) -> Tenant:
+    if isinstance(tenant, Tenant):
+        return tenant
+    if not isinstance(tenant, Mapping):
+        raise ConfigError(
+            f"tenants: {name!r}: expected a Tenant or its fields, got {type(tenant).__name__}", option="tenants"
+        )
+    for field in tenant:
+        if field not in Tenant.__struct_fields__:
+            near = get_close_matches(str(field), Tenant.__struct_fields__, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(Tenant.__struct_fields__)}"
+            raise ConfigError(f"tenants: {name!r}: unknown option {str(field)[:40]!r}{hint}", option="tenants")
+    return Tenant(**tenant)
 
 
 def parse_bytes(text: str) -> int:
@@ -168,14 +233,11 @@ _NOT_YET: dict[str, tuple[Callable[[Any], bool], str]] = {
     "device": (lambda v: v in ("auto", "cpu", ("auto",), ("cpu",)), "'auto' or 'cpu'"),
     "quantization": (lambda v: v is None, "None, what the checkpoint says"),
     "kv_dtype": (lambda v: v == "auto", "'auto'"),
-    "isolation": (lambda v: v == "thread", "'thread'"),
     "tensor_parallel": (lambda v: v == 1, "1"),
     "pipeline_parallel": (lambda v: v == 1, "1"),
     "speculation": (lambda v: v is None, "None"),
     "step_budget_ms": (lambda v: v is None, "None"),
-    "tenants": (lambda v: v is None or v == {}, "None"),
     "grammars": (lambda v: isinstance(v, Sequence) and len(v) == 0, "()"),
-    "idle_sleep": (lambda v: v is None, "None"),
 }
 
 
@@ -207,6 +269,12 @@ def _check_values(options: EngineOptions) -> None:
     _check_int("max_queued", options.max_queued, low=0, high=MAX_QUEUED, optional=False)
     _check_int("seed", options.seed, low=0, high=2**64 - 1)
     _check_int("threads", options.threads, low=1, high=4096)
+    if options.isolation not in ISOLATIONS:
+        raise ConfigError(
+            f"isolation: expected one of {', '.join(ISOLATIONS)}, got {str(options.isolation)[:40]!r}",
+            option="isolation",
+        )
+    _check_seconds("idle_sleep", options.idle_sleep)
     _check_kv_memory(options.kv_memory)
 
 
@@ -227,6 +295,15 @@ def _check_int(name: str, value: Any, *, low: int, high: int, optional: bool = T
     if not low <= value <= high:
         wanted = f">= {low}" if value < low else f"<= {high}"
         raise ConfigError(f"{name}: expected {wanted}, got {value}", option=name)
+
+
+def _check_seconds(name: str, value: Any) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"{name}: expected seconds, got {type(value).__name__}", option=name)
+    if not (math.isfinite(value) and 0.0 < value <= MAX_SECONDS):
+        raise ConfigError(f"{name}: expected seconds > 0 and <= {MAX_SECONDS:g}, got {value}", option=name)
 
 
 def _check_kv_memory(value: Any) -> None:

@@ -1,9 +1,9 @@
 """Every message that crosses a queue: plain data, one frozen Struct each, one union per inbox.
 
     host --Submit, Cancel--> tokenizer --Open, Refused--> detokenizer --Event batches--> host
-                                 |  Admit, Cancel             ^  |
-                                 v                     Advance|  |StopFound
-                             scheduler ------------------------+  |
+      |                          |  Admit, Cancel             ^  |
+      |                          v                     Advance|  |StopFound, Pause, Cancel
+      +--Resume, Unpin-----> scheduler ------------------------+  |
                               |    ^  ^---------------------------+
                       StepPlan|    |StepDone, StepFailed
                               v    |
@@ -35,6 +35,13 @@ class Submit(Message, frozen=True, kw_only=True):
     chat      messages as JSON-able dicts, for the checkpoint's chat template
     num_sequences  how many independent continuations (sample index 0..n-1)
     continuation   for scoring: text or ids appended to the prompt, whose log-probabilities are wanted
+    known          ids of an earlier turn, prompt and output: if the rendered chat begins with their text, it is
+                   encoded as these ids and the rest, so that their pages are found again
+    pin            key under which the sequence's pages are kept when it ends, until `Unpin`; "": none
+    on_slow        what becomes of it when its reader falls behind: "coalesce" | "pause" | "cancel"
+    has_processors whether logits processors wait for it in the model's table, under its request id
+    arrival        when it was submitted, on the engine's clock
+    timeout, queue_timeout, first_token_timeout   seconds from arrival until it ends, has a slot, has a token
     """
 
     request_id: int
@@ -47,17 +54,27 @@ class Submit(Message, frozen=True, kw_only=True):
     scope: str = ""  # prefix-cache scope: requests share pages only within one scope
     tenant: str = ""
     priority: int = 0
-    timeout: float | None = None  # seconds from arrival
+    known: tuple[int, ...] = ()
+    pin: str = ""
+    on_slow: str = "coalesce"
+    has_processors: bool = False
+    arrival: float = 0.0
+    timeout: float | None = None
+    queue_timeout: float | None = None
+    first_token_timeout: float | None = None
 
 
 class Cancel(Message, frozen=True, kw_only=True):
-    """Host -> tokenizer -> scheduler: end a request; unknown and ended ids are ignored.
+    """Host -> tokenizer -> scheduler, or detokenizer -> scheduler: end a request; unknown and ended ids are ignored.
 
-    reason   "cancelled" | "deadline"
+    reason   "cancelled" | "deadline" | "queue_deadline" | "first_token_deadline" | "slow_consumer" | "error";
+             it comes back as the `finish` of each sequence's last Progress, once slot and pages are free
+    message  with "error", for the host
     """
 
     request_id: int
     reason: str = "cancelled"
+    message: str = ""
 
 
 # ---- tokenizer -> scheduler, tokenizer -> detokenizer --------------------------------------------------------------
@@ -69,6 +86,9 @@ class Admit(Message, frozen=True, kw_only=True):
     max_tokens   resolved: what the request asked for, cut to what the context leaves; 0 only scores
     stop_ids     every id that ends a sequence (the checkpoint's own unless ignore_eos, and the request's)
     score_from   prompt position from which each token's log-probability is wanted; None: none
+    arrival      when it was submitted, deadline: when it ends by itself, both in seconds on the engine's clock;
+                 they order requests of one priority
+    pin, has_processors   as in Submit
     """
 
     request_id: int
@@ -81,6 +101,10 @@ class Admit(Message, frozen=True, kw_only=True):
     scope: str = ""
     tenant: str = ""
     priority: int = 0
+    arrival: float = 0.0
+    deadline: float | None = None
+    pin: str = ""
+    has_processors: bool = False
 
 
 class Open(Message, frozen=True, kw_only=True):
@@ -92,6 +116,7 @@ class Open(Message, frozen=True, kw_only=True):
     stop_ids: tuple[int, ...] = ()
     score_from: int | None = None
     num_sequences: int = 1
+    on_slow: str = "coalesce"
 
 
 class Refused(Message, frozen=True, kw_only=True):
@@ -120,6 +145,7 @@ class Begin(Message, frozen=True, kw_only=True):
     min_length    sequence length (prompt and output) below which `stop_ids` may not be sampled
     sample_index  which continuation of its request this is; with sampling.seed and the position it fixes the draw
     score_from    as in Admit
+    processors    request id under which logits processors lie in the model's table; None: none
     """
 
     slot: int
@@ -131,6 +157,7 @@ class Begin(Message, frozen=True, kw_only=True):
     min_length: int = 0
     sample_index: int = 0
     score_from: int | None = None
+    processors: int | None = None
 
 
 class StepPlan(Message, frozen=True, kw_only=True):
@@ -145,6 +172,8 @@ class StepPlan(Message, frozen=True, kw_only=True):
     pages     pages appended to its page table before the forward
     drafts    token ids to write at positions starts+1 ... before the forward (the tokens to verify, or a correction
               after a rollback); empty for nearly every sequence
+    generation  grows whenever plans under way became void because a step failed. A device that failed answers the
+              plans of that generation with StepFailed(kind="skipped"), and goes on with the next generation
 
     The executor holds the ids of each slot: a row's id is `tokens[slot, position]`. A row that samples writes its token
     at `tokens[slot, position + 1]` when it is the sequence's only sampling row, so that the next plan need not know it.
@@ -159,6 +188,7 @@ class StepPlan(Message, frozen=True, kw_only=True):
     samples: tuple[int, ...]
     pages: tuple[tuple[int, ...], ...]
     drafts: tuple[tuple[int, ...], ...] = ()  # () = no sequence has any
+    generation: int = 0
 
 
 class TokenLogprobs(Struct, frozen=True, array_like=True):
@@ -170,6 +200,18 @@ class TokenLogprobs(Struct, frozen=True, array_like=True):
     top_logprobs: tuple[float, ...] = ()
 
 
+class Fault(Struct, frozen=True, array_like=True):
+    """One sequence's part of a step failed while the others went well; its tokens of the step mean nothing.
+
+    index   its place in the plan
+    code    an error's `code`: "processor_error" ...
+    """
+
+    index: int
+    code: str
+    message: str = ""
+
+
 class StepDone(Message, frozen=True, kw_only=True):
     """Executor -> scheduler: the results of a plan, parallel to its sequences.
 
@@ -178,6 +220,7 @@ class StepDone(Message, frozen=True, kw_only=True):
     scores     per sequence the prompt's TokenLogprobs from this step's rows, in order; () = nobody asked.
                The row at position p scores the token at p + 1
     seconds    wall time of the forward
+    faults     sequences that failed alone
     """
 
     step: int
@@ -185,13 +228,21 @@ class StepDone(Message, frozen=True, kw_only=True):
     logprobs: tuple[tuple[TokenLogprobs, ...], ...] = ()
     scores: tuple[tuple[TokenLogprobs, ...], ...] = ()
     seconds: float = 0.0
+    faults: tuple[Fault, ...] = ()
 
 
 class StepFailed(Message, frozen=True, kw_only=True):
-    """Executor -> scheduler: the device could not run a plan; the engine fails with this text."""
+    """Executor -> scheduler: the device could not run a plan.
+
+    kind   "error"    the step raised; the device is well: what ran in it is tried again in parts
+           "skipped"  it was not tried, since a step of its generation before it failed
+           "lost"     the executor's process died; another takes its place, without any state of slots and pages
+           "dead"     there is no device any more: the engine fails with this message
+    """
 
     step: int
     message: str
+    kind: str = "error"
 
 
 # ---- scheduler <-> detokenizer ------------------------------------------------------------------------------------
@@ -200,7 +251,8 @@ class StepFailed(Message, frozen=True, kw_only=True):
 class Progress(Struct, frozen=True, kw_only=True):
     """What one sequence gained in a step.
 
-    finish   None while it goes on; else "stop" | "length" | "cancelled" | "deadline" | "error"
+    finish   None while it goes on; else "stop" | "length" | "error", a Cancel's `reason`, or "stopped": the answer to
+             a StopFound. Slot and pages are free by then
     ids      new output tokens, a stop id included
     """
 
@@ -211,6 +263,7 @@ class Progress(Struct, frozen=True, kw_only=True):
     scores: tuple[TokenLogprobs, ...] = ()
     cached_tokens: int | None = None  # set in the sequence's first progress
     finish: str | None = None
+    code: str | None = None  # with finish "error": an error's `code`; None is "generation_error"
     message: str = ""  # with finish "error"
 
 
@@ -221,13 +274,33 @@ class Advance(Message, frozen=True, kw_only=True):
 
 
 class StopFound(Message, frozen=True, kw_only=True):
-    """Detokenizer -> scheduler: a stop string is complete in this sequence; its pages may go. No Progress follows."""
+    """Detokenizer -> scheduler: a stop string is complete in this sequence. A Progress with finish "stopped" answers."""
 
     request_id: int
     index: int = 0
 
 
+class Pause(Message, frozen=True, kw_only=True):
+    """Detokenizer -> scheduler: the reader of this sequence fell behind; it keeps its pages and gets no more rows."""
+
+    request_id: int
+    index: int = 0
+
+
+class Resume(Message, frozen=True, kw_only=True):
+    """Host -> scheduler: the reader has caught up; a sequence that is not paused ignores it."""
+
+    request_id: int
+    index: int = 0
+
+
+class Unpin(Message, frozen=True, kw_only=True):
+    """Host -> scheduler: pages kept under this key may be evicted; an unknown key is ignored."""
+
+    key: str
+
+
 TokenizerInbox = Submit | Cancel
-SchedulerInbox = Admit | Cancel | StepDone | StepFailed | StopFound
+SchedulerInbox = Admit | Cancel | StepDone | StepFailed | StopFound | Pause | Resume | Unpin
 ExecutorInbox = StepPlan
 DetokenizerInbox = Open | Refused | Advance
