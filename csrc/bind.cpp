@@ -39,7 +39,9 @@ void bind_memory_and_pool(nb::module_& m) {
   nb::class_<Memory>(m, "Memory", "Zeroed memory, aligned to 2 MiB; freed with the object.")
       .def(nb::init<int64_t, bool>(), "bytes"_a, "huge"_a)
       .def_prop_ro("address", [](const Memory& self) { return reinterpret_cast<uint64_t>(self.data()); })
-      .def_prop_ro("size", &Memory::size);
+      .def_prop_ro("size", &Memory::size)
+      .def("drop", &Memory::drop, "Give everything back to the system; it reads as zero afterwards.")
+      .def_prop_ro("resident", &Memory::resident, "Bytes that are in memory now.");
   nb::class_<Pool>(m, "Pool", "The threads of one engine; the caller of a step is one of them.")
       .def(nb::init<int>(), "threads"_a)
       .def_prop_ro("size", &Pool::size);
@@ -72,6 +74,35 @@ void bind_memory_and_pool(nb::module_& m) {
 void announce(int fd) {
   const char byte = 0;
   [[maybe_unused]] const ssize_t written = write(fd, &byte, 1);
+}
+
+void bind_step_arrays(nb::module_& m) {
+  nb::class_<StepArrays>(m, "StepArrays", "StepInputs and StepOutputs of backends/base.py, as addresses.")
+      .def("__init__", [](StepArrays* self, uint64_t tokens, int64_t tokens_stride, uint64_t page_tables,
+                          int64_t page_table_stride, int num_slots, uint64_t slots, uint64_t starts, uint64_t counts,
+                          int num_seqs, uint64_t samples, int num_samples, uint64_t bias_ids, uint64_t bias_values,
+                          uint64_t ban_ids, uint64_t masks, int vocab, uint64_t token, uint64_t logprob, uint64_t rank,
+                          uint64_t top_ids, uint64_t top_logprobs, int top_width, uint64_t logits, int num_logits) {
+        StepArrays& s = *new (self) StepArrays{};
+        s.tokens = at<int32_t>(tokens);
+        s.tokens_stride = tokens_stride;
+        s.page_tables = at<int32_t>(page_tables);
+        s.page_table_stride = page_table_stride;
+        s.num_slots = num_slots;
+        s.slots = at<int32_t>(slots);
+        s.starts = at<int32_t>(starts);
+        s.counts = at<int32_t>(counts);
+        s.num_seqs = num_seqs;
+        s.sampling = {at<SampleRow>(samples), s.tokens,
+                      tokens_stride,          at<int32_t>(bias_ids),
+                      at<float>(bias_values), at<int32_t>(ban_ids),
+                      at<uint32_t>(masks),    vocab};
+        s.num_samples = num_samples;
+        s.outputs = {at<int32_t>(token),   at<float>(logprob),      at<int32_t>(rank),
+                     at<int32_t>(top_ids), at<float>(top_logprobs), top_width};
+        s.logits = at<float>(logits);
+        s.num_logits = num_logits;
+      });
 }
 
 void bind_program(nb::module_& m) {
@@ -136,33 +167,33 @@ void bind_program(nb::module_& m) {
       .def_prop_ro("workspace_bytes", &Program::workspace_bytes)
       .def(
           "step",
-          [](Program& self, uint64_t tokens, int64_t tokens_stride, uint64_t page_tables, int64_t page_table_stride,
-             int num_slots, uint64_t slots, uint64_t starts, uint64_t counts, int num_seqs, uint64_t samples,
-             int num_samples, uint64_t bias_ids, uint64_t bias_values, uint64_t ban_ids, uint64_t masks, int vocab,
-             uint64_t token, uint64_t logprob, uint64_t rank, uint64_t top_ids, uint64_t top_logprobs, int top_width,
-             int wake_fd) {
-            StepArrays s{};
-            s.tokens = at<int32_t>(tokens);
-            s.tokens_stride = tokens_stride;
-            s.page_tables = at<int32_t>(page_tables);
-            s.page_table_stride = page_table_stride;
-            s.num_slots = num_slots;
-            s.slots = at<int32_t>(slots);
-            s.starts = at<int32_t>(starts);
-            s.counts = at<int32_t>(counts);
-            s.num_seqs = num_seqs;
-            s.sampling = {at<SampleRow>(samples), s.tokens,
-                          tokens_stride,          at<int32_t>(bias_ids),
-                          at<float>(bias_values), at<int32_t>(ban_ids),
-                          at<uint32_t>(masks),    vocab};
-            s.num_samples = num_samples;
-            s.outputs = {at<int32_t>(token),   at<float>(logprob),      at<int32_t>(rank),
-                         at<int32_t>(top_ids), at<float>(top_logprobs), top_width};
+          [](Program& self, const StepArrays& arrays, int wake_fd) {
             nb::gil_scoped_release release;
             if (wake_fd >= 0) announce(wake_fd);
-            self.step(s);
+            self.step(arrays);
           },
-          "One step: arrays as addresses, see StepInputs, StepOutputs and LoadedModel.step in backends/base.py.")
+          "arrays"_a, "wake_fd"_a, "One step, see LoadedModel.step in backends/base.py.")
+      .def(
+          "sample",
+          [](Program& self, const StepArrays& arrays, uint64_t changed) {
+            nb::gil_scoped_release release;
+            self.sample(arrays, at<float>(changed));
+          },
+          "arrays"_a, "changed"_a, "Sample the rows whose logits were written out, see LoadedModel.sample.")
+      .def(
+          "drop_pages",
+          [](Program& self) {
+            nb::gil_scoped_release release;
+            self.drop_pages();
+          },
+          "Give the memory of pages and workspace back; they read as zero afterwards.")
+      .def(
+          "resident_bytes",
+          [](const Program& self) {
+            nb::gil_scoped_release release;
+            return self.resident_bytes();
+          },
+          "Bytes of pages and workspace that are in memory.")
       .def(
           "copy_pages",
           [](Program& self, uint64_t pairs, int64_t count) {
@@ -388,7 +419,7 @@ void bind_attention_and_sampler(nb::module_& m) {
         nb::gil_scoped_release release;
         std::vector<char> scratch(static_cast<size_t>(sample_scratch(vocab)), char(0x7f));  // need not be zero
         for (int64_t i = 0; i < num_rows; ++i) {
-          sample_row(*kernels, inputs, i, at<float>(logits) + i * logits_stride, outputs, scratch.data());
+          sample_row(*kernels, inputs, i, at<float>(logits) + i * logits_stride, nullptr, outputs, scratch.data());
         }
       },
       "isa"_a, "rows"_a, "num_rows"_a, "logits"_a, "logits_stride"_a, "tokens"_a, "tokens_stride"_a, "bias_ids"_a,
@@ -417,6 +448,7 @@ void bind_attention_and_sampler(nb::module_& m) {
 NB_MODULE(_cpu, m) {
   m.doc() = "CPU kernels of streamgen";
   sg::bind_memory_and_pool(m);
+  sg::bind_step_arrays(m);
   sg::bind_program(m);
   sg::bind_attention_and_sampler(m);
   sg::bind_matrix_kernels(m);

@@ -14,6 +14,7 @@ from typing import Any
 
 from streamgen.config import EngineOptions, LoadProgress, MemoryPlan
 from streamgen.errors import LoadError
+from streamgen.faults import DeviceDead
 from streamgen.messages import Begin, StepDone, StepPlan, TokenLogprobs
 from streamgen.models.config import ModelConfig, RopeConfig
 from streamgen.sampling import Sampling
@@ -83,6 +84,11 @@ class FakeTokenizer:
         wants_bos = self.add_bos if add_bos is None else add_bos
         return [BOS, *ids] if wants_bos else ids
 
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True, at_start: bool) -> str:
+        """The text of ids."""
+        table = self.byte_table(skip_special=skip_special)
+        return b"".join(table[i] for i in ids).decode("utf-8", "replace")
+
     def byte_table(self, *, skip_special: bool) -> Mapping[int, bytes]:
         """Id -> bytes."""
         table = {i: bytes([i]) for i in range(256)}
@@ -121,6 +127,7 @@ class FakeRunner:
         self.num_steps = 0
         self.closed = 0
         self.max_sequences = 0
+        self.begun: list[Begin] = []
         self._pages: dict[int, list[int]] = {}
         self._tables: dict[int, list[int]] = {}
         self._tokens: dict[int, dict[int, int]] = {}
@@ -134,7 +141,7 @@ class FakeRunner:
         if self.is_gated:
             assert self.gate.acquire(timeout=30), "the test left the device's gate shut"
         if plan.step == self.fail_at:
-            raise RuntimeError("the device is on fire")
+            raise DeviceDead("the device is on fire")
         self.num_steps += 1
         self.max_sequences = max(self.max_sequences, len(plan.slots))
         self._take(plan)
@@ -151,6 +158,11 @@ class FakeRunner:
         """Count closings."""
         self.closed += 1
 
+    def forget(self) -> None:
+        """What a device does that gives its memory back."""
+        for state in (self._pages, self._tables, self._tokens, self._begins):
+            state.clear()
+
     def release(self, steps: int = 1) -> None:
         """Let so many steps through."""
         self.gate.release(steps)
@@ -163,6 +175,7 @@ class FakeRunner:
     def _take(self, plan: StepPlan) -> None:
         for source, target in plan.copies:
             self._pages[target] = list(self._pages[source])
+        self.begun += plan.begins
         for begin in plan.begins:
             self._begins[begin.slot] = begin
             self._tables[begin.slot] = list(begin.pages)
@@ -235,6 +248,23 @@ class FakeModel:
             rope=RopeConfig(rotary_dim=8),
         )
         self.num_closed = 0
+        self.supports_processors = True
+        self.processors: dict[int, tuple[Callable[..., object], ...]] = {}
+        self.sleeps: list[str] = []
+        self.may_wake = threading.Event()
+        self.may_wake.set()
+
+    def sleep(self, *, keep_weights: bool) -> None:
+        """Forget every page."""
+        self.sleeps.append("keep" if keep_weights else "drop")
+        self.runner.forget()
+
+    def wake(self, is_cancelled: Callable[[], bool]) -> None:
+        """Be there again, once the gate is open."""
+        while not self.may_wake.wait(0.001):
+            if is_cancelled():
+                raise LoadError("given up")
+        self.sleeps.append("wake")
 
     def close(self) -> None:
         """Close the runner."""

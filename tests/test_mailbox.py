@@ -77,7 +77,7 @@ def test_however_it_is_read_the_deltas_are_the_whole(turns: list[tuple[str, list
 
 def test_timings_and_usage(mailbox: Mailbox, clock: Clock) -> None:
     clock.now += 1
-    mailbox.open(prompt_tokens=7, wants_logprobs=True)
+    mailbox.open(prompt_ids=tuple(range(7)), wants_logprobs=True)
     clock.now += 1
     mailbox.start(cached_tokens=4)
     mailbox.put("a", (1,), ())
@@ -126,7 +126,7 @@ def test_make_error(code: str, details: dict[str, Any], kind: type[StreamgenErro
 
 
 WAITS: list[tuple[Callable[[Mailbox], Any], Callable[[Mailbox], list[Waiter]]]] = [
-    (Mailbox.wait_open, lambda m: m.open(prompt_tokens=1, wants_logprobs=False)),
+    (Mailbox.wait_open, lambda m: m.open(prompt_ids=tuple(range(1)), wants_logprobs=False)),
     (Mailbox.wait_started, lambda m: m.start(cached_tokens=0)),
     (Mailbox.wait_output, lambda m: m.put("a", (1,), ())),
     (Mailbox.wait_end, lambda m: m.finish(End(finish_reason="stop"))),

@@ -94,11 +94,6 @@ NOT_YET: list[tuple[str, Any]] = [
     ("tools", [print]),
     ("tool_choice", "required"),
     ("adapter", object()),
-    ("processors", [print]),
-    ("queue_timeout", 1.0),
-    ("first_token_timeout", 1.0),
-    ("cache", "request"),
-    ("on_slow", "block"),
 ]
 
 
@@ -110,17 +105,26 @@ async def test_fields_of_later_versions_are_refused_by_name() -> None:
             assert caught.value.param == name
 
 
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({"cache": "mine"}, "cache: expected one of private, tenant, public, got 'mine'"),
+        ({"processors": print}, "processors: expected a sequence of functions, got builtin"),
+        ({"processors": ["upper"]}, "processors: expected functions of .*, got str"),
+        ({"processors": [print] * 17}, "processors: expected <= 16, got 17"),
+    ],
+)
+async def test_fields_are_checked_when_the_request_is_made(fields: Any, match: str) -> None:
+    async with sg.Engine(_opener=FakeOpener()) as engine:
+        with pytest.raises(sg.InvalidRequest, match=match) as caught:
+            engine.stream("x", **fields)
+        assert caught.value.param == next(iter(fields))
+
+
 async def test_methods_of_later_versions_say_so() -> None:
     engine = sg.Engine(_opener=FakeOpener())
-    for name in ("map", "trace"):
-        with pytest.raises(sg.NotSupported, match=f"^{name}: not available"):
-            getattr(engine, name)("x")
-    for name in ("session", "subscribe"):
-        with pytest.raises(sg.NotSupported, match=name):
-            getattr(engine, name)()
-    for name, arguments in {"restart": {}, "sleep": {}, "wake": {}, "beam_search": {"width": 2}}.items():
-        with pytest.raises(sg.NotSupported, match=name):
-            await getattr(engine, name)(*(("x",) if arguments else ()), **arguments)
+    with pytest.raises(sg.NotSupported, match="beam_search"):
+        await engine.beam_search("x", width=2)
     for name in ("compile", "embed", "load_adapter"):
         with pytest.raises(sg.NotSupported, match=name):
             await getattr(engine, name)("x")
@@ -173,7 +177,7 @@ async def test_overload_is_refused_at_once() -> None:
         streams = [engine.stream("hello", max_tokens=2) for _ in range(5)]
         for stream in streams:
             await stream.__aenter__()
-        with pytest.raises(sg.EngineOverloaded, match="expected <= 5 open requests") as caught:
+        with pytest.raises(sg.EngineOverloaded, match="expected <= 5 open sequences") as caught:
             await engine.generate("one too many")
         assert caught.value.retryable and caught.value.retry_after
         opener.runner.open_gate()
@@ -204,14 +208,14 @@ def test_options_are_checked_by_the_constructor() -> None:
         ({"device": ["cuda:0", "cuda:1"]}, "device: tuple is not available"),
         ({"quantization": "int8"}, "quantization: 'int8' is not available"),
         ({"kv_dtype": "int8"}, "kv_dtype: 'int8' is not available"),
-        ({"isolation": "process"}, "isolation: 'process' is not available"),
+        ({"isolation": "container"}, "isolation: expected one of thread, process, got 'container'"),
         ({"tensor_parallel": 2}, "tensor_parallel: 2 is not available"),
         ({"pipeline_parallel": 2}, "pipeline_parallel: 2 is not available"),
         ({"speculation": object()}, "speculation: object is not available"),
         ({"step_budget_ms": 50.0}, "step_budget_ms: 50.0 is not available"),
-        ({"tenants": {"a": object()}}, "tenants: dict is not available"),
+        ({"tenants": {"a": object()}}, "tenants: 'a': expected a Tenant or its fields, got object"),
         ({"grammars": [object()]}, "grammars: list is not available"),
-        ({"idle_sleep": 60.0}, "idle_sleep: 60.0 is not available"),
+        ({"idle_sleep": 0.0}, "idle_sleep: expected seconds > 0"),
     ]
     for options, match in cases:
         with pytest.raises(sg.ConfigError, match=match) as caught:

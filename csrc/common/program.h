@@ -10,7 +10,7 @@ struct SampleRow {
   int32_t row, slot, position, target, write, num_top, num_prompt, top_k;
   float temperature, top_p, min_p, typical_p, repetition_penalty, presence_penalty, frequency_penalty;
   uint32_t sample_index;
-  int32_t bias_start, bias_count, ban_start, ban_count, mask, reserved;
+  int32_t bias_start, bias_count, ban_start, ban_count, mask, logits;
   uint64_t seed;
 };
 static_assert(sizeof(SampleRow) == 96 && offsetof(SampleRow, temperature) == 32 && offsetof(SampleRow, seed) == 88);

@@ -1,8 +1,11 @@
 #include "cpu/memory.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <new>
+#include <vector>
 
 namespace sg {
 
@@ -26,6 +29,24 @@ Memory::Memory(int64_t bytes, bool huge) : data_(nullptr), size_(bytes), mapped_
 #else
   (void)huge;
 #endif
+}
+
+void Memory::drop() {
+  if (data_ != nullptr) madvise(data_, static_cast<size_t>(mapped_), MADV_DONTNEED);
+}
+
+int64_t Memory::resident() const {
+  if (data_ == nullptr) return 0;
+  const int64_t page = sysconf(_SC_PAGESIZE);
+  std::vector<unsigned char> in_core(4096);
+  int64_t pages = 0;
+  for (int64_t at = 0; at < mapped_; at += page * int64_t(in_core.size())) {
+    const int64_t bytes = std::min(mapped_ - at, page * int64_t(in_core.size()));
+    const int64_t count = (bytes + page - 1) / page;
+    if (mincore(static_cast<char*>(data_) + at, static_cast<size_t>(bytes), in_core.data()) != 0) return size_;
+    pages += std::count_if(in_core.begin(), in_core.begin() + count, [](unsigned char c) { return c & 1; });
+  }
+  return pages * page;
 }
 
 Memory::~Memory() {

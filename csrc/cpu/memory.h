@@ -12,6 +12,10 @@ class Memory {
   ~Memory();
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;
+  // Give everything back to the system; it reads as zero afterwards.
+  void drop();
+  // Bytes that the system holds in memory for it now.
+  int64_t resident() const;
   void* data() const { return data_; }
   int64_t size() const { return size_; }
 

@@ -180,6 +180,10 @@ void Program::check(const StepArrays& s) const {
     rows += s.counts[i];
     if (rows > sizes_.max_rows) fail("rows of a step", rows, sizes_.max_rows + 1);
   }
+  check_samples(s, rows);
+}
+
+void Program::check_samples(const StepArrays& s, int64_t rows) const {
   for (int32_t i = 0; i < s.num_samples; ++i) {
     const SampleRow& r = s.sampling.rows[i];
     check_index("sample row", r.row, rows);
@@ -187,6 +191,7 @@ void Program::check(const StepArrays& s) const {
     check_index("sample position", r.position, s.tokens_stride - 1);
     if (r.target >= 0) check_index("target", r.target, sizes_.vocab);
     if (r.num_top > s.outputs.top_width) fail("num_top", r.num_top, s.outputs.top_width + 1);
+    if (r.logits >= 0) check_index("row of logits", r.logits, s.num_logits);
   }
 }
 
@@ -317,12 +322,33 @@ void Program::run_head(const StepArrays& s, int worker) {
     pool_.share(worker, rows, row_grain(rows), [&](int64_t begin, int64_t end) { gather(s, first, begin, end); });
     for (const Stage& stage : head_) run_stage(stage, worker, rows);
     pool_.share(worker, rows, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) finish_row(s, first + i, stream(logits_) + i * stride(logits_), worker);
+    });
+  }
+}
+
+void Program::finish_row(const StepArrays& s, int64_t index, float* logits, int worker) {
+  const int32_t out = s.sampling.rows[index].logits;
+  if (out < 0) {
+    sample_row(kernels_, s.sampling, index, logits, nullptr, s.outputs, scratch_[static_cast<size_t>(worker)]->data());
+    return;
+  }
+  clean_logits(logits, sizes_.vocab);
+  std::memcpy(s.logits + int64_t(out) * sizes_.vocab, logits, static_cast<size_t>(sizes_.vocab) * sizeof(float));
+}
+
+void Program::sample(const StepArrays& s, float* changed) {
+  check_samples(s, sizes_.max_rows);
+  pool_.run([&](int worker) {
+    pool_.share(worker, s.num_samples, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        sample_row(kernels_, s.sampling, first + i, stream(logits_) + i * stride(logits_), s.outputs,
+        const int64_t at = int64_t(s.sampling.rows[i].logits) * sizes_.vocab;
+        if (at < 0) continue;
+        sample_row(kernels_, s.sampling, i, changed + at, s.logits + at, s.outputs,
                    scratch_[static_cast<size_t>(worker)]->data());
       }
     });
-  }
+  });
 }
 
 void Program::step(const StepArrays& s) {
@@ -334,6 +360,23 @@ void Program::step(const StepArrays& s) {
     for (const Stage& stage : body_) run_stage(stage, worker, batch_.num_rows);
     run_head(s, worker);
   });
+}
+
+template <class F>
+void Program::for_all_memory(F&& visit) const {
+  for (const Buffer& b : buffers_) visit(*b.memory);
+  for (const auto& scratch : scratch_) visit(*scratch);
+  visit(*pages_);
+}
+
+void Program::drop_pages() {
+  for_all_memory([](Memory& m) { m.drop(); });
+}
+
+int64_t Program::resident_bytes() const {
+  int64_t total = 0;
+  for_all_memory([&](const Memory& m) { total += m.resident(); });
+  return total;
 }
 
 void Program::copy_pages(const int32_t* pairs, int64_t count) {

@@ -77,6 +77,8 @@ struct StepArrays {
   SampleInputs sampling;
   int32_t num_samples;
   SampleOutputs outputs;
+  float* logits;  // [num_logits, vocab]: of the rows whose SampleRow::logits says so
+  int32_t num_logits;
 };
 
 class Program {
@@ -91,9 +93,16 @@ class Program {
   // No more ops; allocates activations and pages.
   void finish(View logits);
 
+  // A row with SampleRow::logits >= 0 is not sampled: its logits are written out.
   void step(const StepArrays& step);
+  // Sample those rows from `changed` [num_logits, vocab], which is overwritten; step.logits are still the model's own.
+  void sample(const StepArrays& step, float* changed);
   void copy_pages(const int32_t* pairs, int64_t count);
   int64_t workspace_bytes() const { return workspace_bytes_; }
+  // Give the memory of pages and workspace back; both read as zero afterwards.
+  void drop_pages();
+  // Bytes of pages and workspace that are in memory.
+  int64_t resident_bytes() const;
 
  private:
   struct Buffer {
@@ -114,11 +123,15 @@ class Program {
 
   std::vector<Stage> make_stages(int first, int last) const;
   void check(const StepArrays& step) const;
+  void check_samples(const StepArrays& step, int64_t rows) const;
   void prepare(const StepArrays& step);
   void fill_ropes(int64_t begin, int64_t end);
   void run_stage(const Stage& stage, int worker, int32_t rows);
   void run_rows(const Op& op, int64_t begin, int64_t end);
   void run_head(const StepArrays& step, int worker);
+  void finish_row(const StepArrays& step, int64_t index, float* logits, int worker);
+  template <class F>
+  void for_all_memory(F&& visit) const;
   void gather(const StepArrays& step, int64_t first, int64_t begin, int64_t end);
   LinearArgs linear_args(const LinearOp& op, int32_t rows) const;
   AttendArgs attend_args(const AttendOp& op) const;

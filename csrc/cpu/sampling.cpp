@@ -1,10 +1,10 @@
 // The sampler: from one row of logits to one token.
 //
-// The order is: log-probabilities of the raw logits; bias, bans, mask, penalties; temperature; then the truncations
-// top-k, top-p, min-p and typical-p, each on what the former left, with the definitions of transformers' logits
-// warpers; then one draw. The vocabulary is never sorted: maxima of blocks of 64 logits, computed once, let every
-// search skip the blocks that cannot matter, and a cut at a cumulative probability looks into one bucket of a
-// histogram.
+// The order is: log-probabilities of the raw logits; the host's logits processors, between two calls; bias, bans, mask,
+// penalties; temperature; then the truncations top-k, top-p, min-p and typical-p, each on what the former left, with
+// the definitions of transformers' logits warpers; then one draw. The vocabulary is never sorted: maxima of blocks of
+// 64 logits, computed once, let every search skip the blocks that cannot matter, and a cut at a cumulative probability
+// looks into one bucket of a histogram.
 //
 // What is decided here: equal logits rank by lower id, but top-k keeps all that equal the k-th. A NaN logit counts as
 // -inf, +inf as the largest float. If every token is at -inf the lowest allowed id is taken, and 0 if none is allowed.
@@ -69,7 +69,6 @@ struct Scratch {
 // NaN -> -inf, +inf -> the largest float.
 float ordered(float x) { return x <= FLT_MAX ? x : (x > FLT_MAX ? FLT_MAX : -kInf); }
 
-// All logits become numbers that compare and subtract; -inf stays.
 void clean(float* x, int32_t n) {
   uint32_t found = 0;  // integers, so that the loop is vectorized; nearly always it finds nothing
   for (int32_t i = 0; i < n; ++i) {
@@ -126,12 +125,13 @@ class Sampler {
         x_(logits),
         s_(scratch, inputs.vocab) {}
 
-  void run(int64_t index, const SampleOutputs& out) {
+  void run(int64_t index, const float* given_raw, const SampleOutputs& out) {
     clean(x_, vocab_);
-    const float* raw = x_;
+    const float* raw = given_raw != nullptr ? given_raw : x_;
     int32_t token = row_.target;
     if (token < 0) {
-      if (row_.num_top >= 0 && overwrites()) raw = static_cast<float*>(std::memcpy(s_.raw, x_, size_t(vocab_) * 4));
+      if (row_.num_top >= 0 && raw == x_ && overwrites())
+        raw = static_cast<float*>(std::memcpy(s_.raw, x_, size_t(vocab_) * 4));
       token = choose();
     }
     out.token[index] = token;
@@ -467,9 +467,11 @@ class Sampler {
 
 int64_t sample_scratch(int32_t vocab) { return Scratch(nullptr, vocab).bytes(); }
 
-void sample_row(const Kernels& kernels, const SampleInputs& inputs, int64_t index, float* logits,
+void sample_row(const Kernels& kernels, const SampleInputs& inputs, int64_t index, float* logits, const float* raw,
                 const SampleOutputs& outputs, void* scratch) {
-  Sampler(kernels, inputs, index, logits, scratch).run(index, outputs);
+  Sampler(kernels, inputs, index, logits, scratch).run(index, raw, outputs);
 }
+
+void clean_logits(float* logits, int32_t vocab) { clean(logits, vocab); }
 
 }  // namespace sg

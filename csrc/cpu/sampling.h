@@ -19,7 +19,7 @@ struct SampleInputs {
   int32_t vocab;
 };
 
-// StepOutputs in backends/base.py.
+// StepOutputs in backends/base.py, without the logits.
 struct SampleOutputs {
   int32_t* token;
   float* logprob;
@@ -34,7 +34,13 @@ int64_t sample_scratch(int32_t vocab);
 
 // Row `index` of inputs.rows, whose logits are logits[0 .. vocab); logits are overwritten. Writes the row's outputs
 // and, where the row says so, its token into inputs.tokens.
-void sample_row(const Kernels& kernels, const SampleInputs& inputs, int64_t index, float* logits,
+//
+// raw: nullptr, or [vocab] the logits that the model gave, cleaned, where `logits` were changed since:
+// log-probabilities are reported of them.
+void sample_row(const Kernels& kernels, const SampleInputs& inputs, int64_t index, float* logits, const float* raw,
                 const SampleOutputs& outputs, void* scratch);
+
+// All logits become numbers that compare and subtract: NaN -> -inf, +inf -> the largest float; -inf stays.
+void clean_logits(float* logits, int32_t vocab);
 
 }  // namespace sg

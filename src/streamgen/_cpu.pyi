@@ -10,6 +10,12 @@ class Memory:
     def address(self) -> int: ...
     @property
     def size(self) -> int: ...
+    def drop(self) -> None:
+        """Give everything back to the system; it reads as zero afterwards."""
+
+    @property
+    def resident(self) -> int:
+        """Bytes that are in memory now."""
 
 class Pool:
     """The threads of one engine; the caller of a step is one of them."""
@@ -39,6 +45,38 @@ def read_bandwidth(threads: int, bytes: int, seconds: float) -> float:
     """
     GB/s at which `threads` read `bytes` of memory: the best pass within `seconds`.
     """
+
+class StepArrays:
+    """StepInputs and StepOutputs of backends/base.py, as addresses."""
+
+    def __init__(
+        self,
+        arg0: int,
+        arg1: int,
+        arg2: int,
+        arg3: int,
+        arg4: int,
+        arg5: int,
+        arg6: int,
+        arg7: int,
+        arg8: int,
+        arg9: int,
+        arg10: int,
+        arg11: int,
+        arg12: int,
+        arg13: int,
+        arg14: int,
+        arg15: int,
+        arg16: int,
+        arg17: int,
+        arg18: int,
+        arg19: int,
+        arg20: int,
+        arg21: int,
+        arg22: int,
+        arg23: int,
+        /,
+    ) -> None: ...
 
 class Program:
     """A model's ops over buffers; see csrc/cpu/program.h."""
@@ -88,36 +126,19 @@ class Program:
     def finish(self, logits: tuple[int, int, int]) -> None: ...
     @property
     def workspace_bytes(self) -> int: ...
-    def step(
-        self,
-        arg0: int,
-        arg1: int,
-        arg2: int,
-        arg3: int,
-        arg4: int,
-        arg5: int,
-        arg6: int,
-        arg7: int,
-        arg8: int,
-        arg9: int,
-        arg10: int,
-        arg11: int,
-        arg12: int,
-        arg13: int,
-        arg14: int,
-        arg15: int,
-        arg16: int,
-        arg17: int,
-        arg18: int,
-        arg19: int,
-        arg20: int,
-        arg21: int,
-        arg22: int,
-        /,
-    ) -> None:
+    def step(self, arrays: StepArrays, wake_fd: int) -> None:
+        """One step, see LoadedModel.step in backends/base.py."""
+
+    def sample(self, arrays: StepArrays, changed: int) -> None:
+        """Sample the rows whose logits were written out, see LoadedModel.sample."""
+
+    def drop_pages(self) -> None:
         """
-        One step: arrays as addresses, see StepInputs, StepOutputs and LoadedModel.step in backends/base.py.
+        Give the memory of pages and workspace back; they read as zero afterwards.
         """
+
+    def resident_bytes(self) -> int:
+        """Bytes of pages and workspace that are in memory."""
 
     def copy_pages(self, pairs: int, count: int) -> None: ...
 

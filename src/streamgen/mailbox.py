@@ -203,9 +203,12 @@ class Mailbox:
         self._read = (0, 0, 0)  # how much of texts, ids, logprobs the reader has
         self._is_open = False
         self._is_started = False
+        self._is_paused = False
+        self._is_collected = False
+        self._on_caught_up: Callable[[], None] = _nothing
         self._wants_logprobs = False
         self._prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
-        self._prompt_tokens = 0
+        self._prompt_ids: tuple[int, ...] = ()
         self._cached_tokens = 0
         self._tokenized: float | None = None
         self._first_token: float | None = None
@@ -213,11 +216,11 @@ class Mailbox:
 
     # ---- engine thread ----
 
-    def open(self, *, prompt_tokens: int, wants_logprobs: bool) -> list[Waiter]:
+    def open(self, *, prompt_ids: tuple[int, ...], wants_logprobs: bool) -> list[Waiter]:
         """The prompt was tokenized and the request is on its way to the scheduler."""
         with self._notifier.lock:
             self._is_open = True
-            self._prompt_tokens, self._wants_logprobs = prompt_tokens, wants_logprobs
+            self._prompt_ids, self._wants_logprobs = prompt_ids, wants_logprobs
             self._tokenized = self._clock() - self._created
             return self._notifier.take_waiters()
 
@@ -241,6 +244,17 @@ class Mailbox:
             self._logprobs += logprobs
             return self._notifier.take_waiters()
 
+    def pause(self, max_unread: int) -> bool:
+        """Whether the reader is more than `max_unread` tokens behind; it is told when it has caught up.
+
+        A reader that waits for the end is never behind.
+        """
+        with self._notifier.lock:
+            if self._is_collected or self._is_paused or self.end is not None or self._num_unread <= max_unread:
+                return False
+            self._is_paused = True
+            return True
+
     def finish(self, end: End, prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None) -> list[Waiter]:
         """The one terminal event; later ones are ignored."""
         with self._notifier.lock:
@@ -248,10 +262,23 @@ class Mailbox:
                 return []
             self._finished = self._clock() - self._created
             self._prompt_logprobs = prompt_logprobs
+            self._on_caught_up = _nothing  # it refers to the request, which refers to this
             self.end = end
             return self._notifier.take_waiters()
 
     # ---- host ----
+
+    def when_caught_up(self, call: Callable[[], None]) -> None:
+        """What a reader calls once it has read all after a `pause`. Set before the request is posted."""
+        self._on_caught_up = call
+
+    def collect(self) -> None:
+        """From now on nobody reads piece by piece: the output may grow to its end, and no reader is behind."""
+        with self._notifier.lock:
+            self._is_collected = True
+            was_paused, self._is_paused = self._is_paused, False
+        if was_paused:
+            self._on_caught_up()
 
     async def wait_open(self) -> None:
         """Until the request was tokenized, or refused."""
@@ -292,9 +319,13 @@ class Mailbox:
                 return None
             texts, ids, logprobs = self._read
             self._read = (len(self._texts), len(self._ids), len(self._logprobs))
-            return Delta(
+            was_paused, self._is_paused = self._is_paused, False
+            delta = Delta(
                 text="".join(self._texts[texts:]), ids=tuple(self._ids[ids:]), logprobs=tuple(self._logprobs[logprobs:])
             )
+        if was_paused:
+            self._on_caught_up()
+        return delta
 
     def completion(self) -> Completion[Any]:
         """What there is, whole or partial."""
@@ -316,7 +347,7 @@ class Mailbox:
     def usage(self) -> Usage:
         """Token counts so far."""
         return Usage(
-            prompt_tokens=self._prompt_tokens,
+            prompt_tokens=len(self._prompt_ids),
             cached_tokens=self._cached_tokens,
             completion_tokens=len(self._ids),
         )
@@ -326,11 +357,25 @@ class Mailbox:
         """Whether a step has worked on it."""
         return self._is_started
 
+    @property
+    def has_tokens(self) -> bool:
+        """Whether it has any output."""
+        return bool(self._ids)
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]:
+        """The ids that ran; empty until they are known."""
+        return self._prompt_ids
+
     def raise_error(self) -> None:
         """Raise what ended the request, if it was an error. Each call makes a fresh exception."""
         end = self.end
         if end is not None and end.code is not None:
             raise make_error(end, request_id=self.request_id, partial=self.completion())
+
+    @property
+    def _num_unread(self) -> int:
+        return len(self._ids) - self._read[1]
 
     def _has_unread(self) -> bool:
         texts, ids, logprobs = self._read
@@ -347,6 +392,10 @@ class Mailbox:
 
     def _started_or_ended(self) -> bool:
         return self._is_started or self.end is not None
+
+
+def _nothing() -> None:
+    """Default of `Mailbox.when_caught_up`."""
 
 
 def make_error(end: End, *, request_id: str, partial: Completion[Any] | None) -> StreamgenError:

@@ -11,7 +11,7 @@ from streamgen.errors import InvalidRequest
 from streamgen.text.chat import normalize_messages
 
 MAX_TEXT_BYTES = 8_000_000
-MAX_IDS = 4_000_000
+MAX_IDS = 1_000_000  # checking them takes the caller about 40 ms
 
 Message: TypeAlias = Mapping[str, Any]
 """One chat message in OpenAI's form: "role", "content", and for tools "tool_calls", "tool_call_id", "name"."""
@@ -104,6 +104,8 @@ def check_ids(name: str, ids: Sequence[Any]) -> tuple[int, ...]:
     """
     if len(ids) > MAX_IDS:
         raise InvalidRequest(f"{name}: expected <= {MAX_IDS} token ids, got {len(ids)}", param=name)
+    if set(map(type, ids)) == {int} and min(ids) >= 0:
+        return tuple(ids)
     for index, token in enumerate(ids):
         if isinstance(token, bool) or not isinstance(token, int):
             raise InvalidRequest(

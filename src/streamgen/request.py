@@ -5,14 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, structs
 
-from streamgen.actors.supervisor import MAX_SEQUENCES
+from streamgen.actors.core import MAX_SEQUENCES
+from streamgen.config import MAX_NAME, MAX_SECONDS
 from streamgen.errors import InvalidRequest, NotSupported, PromptTooLong
 from streamgen.mailbox import End, Mailbox
 from streamgen.messages import Submit
@@ -24,8 +25,10 @@ if TYPE_CHECKING:
     from streamgen.actors.supervisor import EngineThread
     from streamgen.completion import FinishReason
 
-MAX_NAME = 200
 MAX_PRIORITY = 1_000_000
+MAX_PROCESSORS = 16
+CACHE_SCOPES = ("private", "tenant", "public")
+SLOW_POLICIES = ("coalesce", "pause", "cancel")
 
 _MASK = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15  # splitmix64's increment
@@ -58,6 +61,11 @@ class RequestSpec(Struct, frozen=True, kw_only=True):
     tenant: str = ""
     priority: int = 0
     timeout: float | None = None
+    queue_timeout: float | None = None
+    first_token_timeout: float | None = None
+    cache: str = "tenant"
+    on_slow: str = "coalesce"
+    processors: tuple[Callable[..., object], ...] = ()
 
 
 # What a later version brings: field -> (does this value work today, what works today).
@@ -65,14 +73,20 @@ _NOT_YET: dict[str, tuple[Callable[[Any], bool], str]] = {
     "output": (lambda v: v is None, "None"),
     "tools": (lambda v: isinstance(v, Sequence) and len(v) == 0, "()"),
     "tool_choice": (lambda v: v == "auto", "'auto'"),
-    "first_token_timeout": (lambda v: v is None, "None"),
-    "queue_timeout": (lambda v: v is None, "None"),
-    "cache": (lambda v: v == "tenant", "'tenant'"),
     "adapter": (lambda v: v is None, "None"),
-    "on_slow": (lambda v: v == "coalesce", "'coalesce'"),
-    "processors": (lambda v: isinstance(v, Sequence) and len(v) == 0, "()"),
 }
-_OWN_FIELDS = ("sampling", "tenant", "priority", "timeout", "request_id")
+_OWN_FIELDS = (
+    "sampling",
+    "tenant",
+    "priority",
+    "timeout",
+    "queue_timeout",
+    "first_token_timeout",
+    "cache",
+    "on_slow",
+    "processors",
+    "request_id",
+)
 _KNOWN = (*_OWN_FIELDS, *_NOT_YET, *Sampling.__struct_fields__)
 
 
@@ -96,7 +110,12 @@ def check_request(prompt: Prompt, fields: Mapping[str, Any]) -> RequestSpec:
         request_id=_check_name("request_id", fields.get("request_id")) or f"req_{os.urandom(8).hex()}",
         tenant=_check_name("tenant", fields.get("tenant")) or "",
         priority=_check_priority(fields.get("priority", 0)),
-        timeout=_check_timeout(fields.get("timeout")),
+        timeout=_check_timeout("timeout", fields.get("timeout")),
+        queue_timeout=_check_timeout("queue_timeout", fields.get("queue_timeout")),
+        first_token_timeout=_check_timeout("first_token_timeout", fields.get("first_token_timeout")),
+        cache=_check_choice("cache", fields.get("cache", "tenant"), CACHE_SCOPES),
+        on_slow=_check_choice("on_slow", fields.get("on_slow", "coalesce"), SLOW_POLICIES),
+        processors=_check_processors(fields.get("processors", ())),
     )
 
 
@@ -104,8 +123,13 @@ def check_against_model(spec: RequestSpec, model: OpenModel) -> None:
     """Check what needs the open model: ids against the vocabulary, and their number against the context.
 
     Raises:
-        InvalidRequest, PromptTooLong
+        InvalidRequest, PromptTooLong. NotSupported: this engine has no logits processors.
     """
+    if spec.processors and not model.supports_processors:
+        raise NotSupported(
+            'processors: they cannot run in an engine with isolation="process"; use isolation="thread"',
+            param="processors",
+        )
     vocab_size = model.config.vocab_size
     if spec.prompt.ids is not None:
         _check_range("prompt", spec.prompt.ids, vocab_size)
@@ -162,7 +186,11 @@ class Seeds:
 
 
 class Submission:
-    """A request on its way: posted once, cancelled at most once, one mailbox per sequence."""
+    """A request on its way: posted once, cancelled at most once, one mailbox per sequence.
+
+    scope   name of a prefix-cache scope of its own, instead of what `cache` says
+    known, pin   as in `Submit`
+    """
 
     def __init__(
         self,
@@ -172,15 +200,23 @@ class Submission:
         *,
         num_sequences: int = 1,
         continuation: str | tuple[int, ...] | None = None,
+        known: tuple[int, ...] = (),
+        pin: str = "",
+        scope: str | None = None,
     ) -> None:
         self.id = spec.request_id
         self._thread = thread
         self._spec = spec
         self._sampling = sampling
         self._continuation = continuation
+        self._known = known
+        self._pin = pin
+        self._scope = scope
         self._number: int | None = None
         self._is_cancelled = False
-        self.mailboxes = tuple(Mailbox(self.id, clock=time.perf_counter) for _ in range(num_sequences))
+        self.processors = spec.processors
+        self._arrival: float | None = None
+        self.mailboxes = tuple(Mailbox(self.id, clock=thread.world.clock) for _ in range(num_sequences))
 
     def submit(self) -> None:
         """Post the request, the first time it is called.
@@ -189,7 +225,12 @@ class Submission:
             AdmissionError, EngineFailed: the engine does not take it.
         """
         if self._number is None and not self._is_cancelled:
-            self._number = self._thread.submit(self._message, self.mailboxes)
+            self._arrival = self._thread.world.clock()
+            for index, mailbox in enumerate(self.mailboxes):
+                mailbox.when_caught_up(partial(self._resume, index))
+            self._number = self._thread.submit(self)
+            if self._is_cancelled:  # by another thread, meanwhile
+                self._thread.cancel(self._number)
 
     def cancel(self) -> None:
         """End it soon; thread-safe, idempotent, never blocks. Ended requests are left as they are."""
@@ -200,6 +241,12 @@ class Submission:
             self._thread.cancel(self._number)
         else:
             end_locally(self.mailboxes, "cancelled")
+
+    def moved(self, thread: EngineThread, number: int) -> None:
+        """Another engine thread has it now."""
+        self._thread, self._number = thread, number
+        if self._is_cancelled:
+            thread.cancel(number)
 
     @property
     def is_running(self) -> bool:
@@ -216,7 +263,12 @@ class Submission:
         """Every sequence has its terminal."""
         return all(mailbox.end is not None for mailbox in self.mailboxes)
 
-    def _message(self, number: int) -> Submit:
+    def _resume(self, index: int) -> None:
+        if self._number is not None:
+            self._thread.resume(self._number, index)
+
+    def message(self, number: int) -> Submit:
+        """The request, under this number."""
         spec = self._spec
         return Submit(
             request_id=number,
@@ -226,10 +278,17 @@ class Submission:
             chat=spec.prompt.chat,
             continuation=self._continuation,
             num_sequences=len(self.mailboxes),
-            scope=spec.tenant,
+            scope=self._scope or _scope(spec),
             tenant=spec.tenant,
             priority=spec.priority,
+            known=self._known,
+            pin=self._pin,
+            on_slow=spec.on_slow,
+            has_processors=bool(spec.processors),
+            arrival=self._arrival or 0.0,
             timeout=spec.timeout,
+            queue_timeout=spec.queue_timeout,
+            first_token_timeout=spec.first_token_timeout,
         )
 
 
@@ -238,9 +297,8 @@ def make_submission(
     spec: RequestSpec,
     seeds: Seeds,
     *,
-    num_sequences: int = 1,
-    continuation: str | tuple[int, ...] | None = None,
     wants_logprobs: bool = False,
+    **how: Any,
 ) -> Submission:
     """A checked request for an open engine. `wants_logprobs` asks for them whatever the request says."""
     model = thread.model
@@ -248,7 +306,18 @@ def make_submission(
     sampling = resolve_sampling(spec.sampling, model.sampling_defaults, seed=seeds.next())
     if wants_logprobs and sampling.logprobs is None:
         sampling = structs.replace(sampling, logprobs=0)
-    return Submission(thread, spec, sampling, num_sequences=num_sequences, continuation=continuation)
+    return Submission(thread, spec, sampling, **how)
+
+
+def _scope(spec: RequestSpec) -> str:
+    """The prefix-cache scope. The first letter keeps scopes of different kinds apart."""
+    match spec.cache:
+        case "public":
+            return "public"
+        case "private":
+            return f"request:{os.urandom(16).hex()}"
+        case _:
+            return f"tenant:{spec.tenant}"
 
 
 def end_locally(mailboxes: tuple[Mailbox, ...], reason: FinishReason) -> None:
@@ -283,14 +352,36 @@ def _check_priority(value: Any) -> int:
     return value
 
 
-def _check_timeout(value: Any) -> float | None:
+def _check_timeout(name: str, value: Any) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidRequest(f"timeout: expected seconds, got {type(value).__name__}", param="timeout")
-    if not (math.isfinite(value) and value > 0):
-        raise InvalidRequest(f"timeout: expected seconds > 0, got {value}", param="timeout")
+        raise InvalidRequest(f"{name}: expected seconds, got {type(value).__name__}", param=name)
+    if not (math.isfinite(value) and 0 < value <= MAX_SECONDS):
+        raise InvalidRequest(f"{name}: expected seconds > 0 and <= {MAX_SECONDS:g}, got {value}", param=name)
     return float(value)
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        got = repr(value)[:40] if isinstance(value, str) else type(value).__name__
+        raise InvalidRequest(f"{name}: expected one of {', '.join(choices)}, got {got}", param=name)
+    return str(value)
+
+
+def _check_processors(value: Any) -> tuple[Callable[..., object], ...]:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise InvalidRequest(
+            f"processors: expected a sequence of functions, got {type(value).__name__}", param="processors"
+        )
+    if len(value) > MAX_PROCESSORS:
+        raise InvalidRequest(f"processors: expected <= {MAX_PROCESSORS}, got {len(value)}", param="processors")
+    for processor in value:
+        if not callable(processor):
+            raise InvalidRequest(
+                f"processors: expected functions of (ids, logits), got {type(processor).__name__}", param="processors"
+            )
+    return tuple(value)
 
 
 def _check_range(name: str, ids: Sequence[int], vocab_size: int) -> None:

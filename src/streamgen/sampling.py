@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 import msgspec
 from msgspec import Struct
@@ -17,11 +17,32 @@ from streamgen.errors import InvalidRequest
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import numpy as np
+    from numpy.typing import NDArray
+
 MAX_TOP_LOGPROBS = 20
 MAX_STOPS = 16
 MAX_STOP_BYTES = 256
 MAX_BIASES = 1024
 MAX_STOP_IDS = 64
+
+
+class LogitsProcessor(Protocol):
+    """Changes what a request's next token is drawn from.
+
+    It is called for each token, in a thread of the engine, one call at a time. It must depend on `ids` alone: after a
+    preemption, or beside drafts, it may be called again for a place where it was called before, or for tokens that are
+    not kept.
+    """
+
+    def __call__(self, ids: NDArray[np.int32], logits: NDArray[np.float32], /) -> NDArray[np.float32] | None:
+        """Change `logits` in place and return None, or return an array to take instead.
+
+        ids      int32 [length], read-only: prompt and output so far
+        logits   float32 [vocab], the model's own; -inf forbids a token, NaN is an error, as is -inf everywhere
+        returns  None or float32 [vocab]
+        """
+        ...
 
 
 class SamplingFields(TypedDict, total=False):

@@ -130,6 +130,7 @@ class Stream(StreamBase[T]):
             DeadlineExceeded, GenerationError, EngineFailed: with what there is as `partial`.
         """
         self._submission.submit()
+        self._mailbox.collect()
         await self._mailbox.wait_end()
         self._mailbox.raise_error()
         return self.result

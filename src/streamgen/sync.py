@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, Unpack, overload
 
 from streamgen.completion import Completion, Delta, Event, Finished, Text, TokenLogprob
-from streamgen.engine import (
+from streamgen.engine_base import (
     EngineBase,
     begin_tokenize,
+    collect,
     not_yet,
     sampled,
     scored,
@@ -19,15 +20,17 @@ from streamgen.engine import (
 )
 from streamgen.errors import NotSupported
 from streamgen.stream import StreamBase
+from streamgen.sync_mapping import ResultStream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
     from types import TracebackType
 
     from streamgen.actors.supervisor import EngineThread
     from streamgen.prompt import Prompt
     from streamgen.request import RequestFields, Submission
+    from streamgen.sync_session import Session
 
 __all__ = ["Engine", "Stream"]
 
@@ -88,6 +91,7 @@ class Stream(StreamBase[T]):
     def final(self) -> Completion[T]:
         """Wait for the end and return the whole. Raises as its async namesake."""
         self._submission.submit()
+        self._mailbox.collect()
         self._mailbox.wait_end_blocking()
         self._mailbox.raise_error()
         return self.result
@@ -196,11 +200,52 @@ class Engine(EngineBase):
         call.done.wait_blocking()
         return list(call.result())
 
-    # ---- what a later version brings ----
+    def session(
+        self, *, system: str | None = None, tools: Sequence[object] = (), pin: bool = False, **defaults: Any
+    ) -> Session:
+        """A conversation. Arguments as for the async engine."""
+        from streamgen.sync_session import Session  # which builds on the streams of this module
+
+        return Session(self, system=system, tools=tools, pin=pin, defaults=defaults)
+
+    def map(
+        self,
+        prompts: Iterable[Prompt],
+        /,
+        *,
+        concurrency: int | None = None,
+        ordered: bool = False,
+        **fields: Unpack[RequestFields],
+    ) -> ResultStream[None]:
+        """Many prompts, `concurrency` at a time: an iterator of `Ok(index, completion)` and `Err(index, error)`."""
+        return ResultStream(self, prompts, concurrency=concurrency, ordered=ordered, fields=dict(fields))
+
+    def sleep(self, *, keep_weights: bool = False) -> None:
+        """Give the memory back, as soon as no request is open."""
+        self._open_thread().sleep(keep_weights=keep_weights).wait_blocking()
+
+    def wake(self) -> None:
+        """Be ready for requests; returns when the engine is."""
+        thread = self._open_thread()
+        thread.wake().wait_blocking()
+        thread.check_ready()
 
     def restart(self) -> None:
-        """After EngineFailed: in a later version. Until then `close` and `open` do it."""
-        raise not_yet("restart")
+        """Open anew after EngineFailed. Raises as its async namesake."""
+        failed, owners = self._begin_restart()
+        try:
+            _join(failed)
+            thread = self._start_thread()
+            try:
+                thread.opened.wait_blocking()
+            except BaseException:
+                self.close()
+                raise
+            self._check_opened(thread)
+        finally:
+            self._end_restart(owners)
+
+    # ---- what a later version brings ----
 
     def beam_search(
         self, prompt: Prompt, /, *, width: int, length_penalty: float = 1.0, **fields: Unpack[RequestFields]
@@ -226,19 +271,10 @@ class Engine(EngineBase):
         """In a later version."""
         raise not_yet("load_adapter")
 
-    def sleep(self) -> None:
-        """In a later version."""
-        raise not_yet("sleep")
-
-    def wake(self) -> None:
-        """In a later version."""
-        raise not_yet("wake")
-
 
 def _run(submission: Submission) -> None:
-    submission.submit()
     try:
-        for mailbox in submission.mailboxes:
+        for mailbox in collect(submission):
             mailbox.wait_end_blocking()
     finally:
         submission.cancel()

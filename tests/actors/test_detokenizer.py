@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from streamgen.actors.detokenizer import Detokenizer, DetokenizerActor
 from streamgen.mailbox import Mailbox
-from streamgen.messages import Advance, Open, Progress, Refused, StopFound, TokenLogprobs
+from streamgen.messages import Advance, Cancel, Open, Pause, Progress, Refused, StopFound, TokenLogprobs
 from streamgen.sampling import ResolvedSampling
 from tests.fakes import BOS, EOS, FakeTokenizer
 
@@ -24,9 +24,9 @@ LOGPROB = TokenLogprobs(-0.5, 1)
 class Host:
     """Routes, and what a host would read."""
 
-    def __init__(self) -> None:
+    def __init__(self, **options: int) -> None:
         self.routes: dict[int, tuple[Mailbox, ...]] = {}
-        self.detokenizer = Detokenizer(TOKENIZER, self)
+        self.detokenizer = Detokenizer(TOKENIZER, self, **options)
 
     def mailboxes(self, request_id: int) -> tuple[Mailbox, ...] | None:
         return self.routes.get(request_id)
@@ -41,6 +41,7 @@ class Host:
         prompt: tuple[int, ...] = (BOS, 65),
         n: int = 1,
         score_from: int | None = None,
+        on_slow: str = "coalesce",
         **fields: Any,
     ) -> tuple[Mailbox, ...]:
         """Open a request."""
@@ -54,6 +55,7 @@ class Host:
                 stop_ids=(EOS,),
                 score_from=score_from,
                 num_sequences=n,
+                on_slow=on_slow,
             )
         )
         return mailboxes
@@ -95,18 +97,20 @@ def test_a_stop_string_ends_here_and_the_scheduler_is_told(host: Host) -> None:
     host.progress(97, 98)
     assert result(mailbox).text == "a", "what may become a stop string is held back"
     host.progress(99, 100)
-    assert (result(mailbox).text, result(mailbox).ids, result(mailbox).stop) == ("a", (97, 98, 99), "bc")
-    assert host.detokenizer.take_stops() == [StopFound(request_id=1)]
+    assert host.detokenizer.take_words() == [StopFound(request_id=1)]
     host.progress(101)
+    assert result(mailbox).finish_reason is None, "slot and pages are not free yet"
+    host.progress(finish="stopped")
+    assert (result(mailbox).text, result(mailbox).stop) == ("a", "bc")
     assert result(mailbox).ids == (97, 98, 99), "tokens that were under way are dropped"
-    assert host.detokenizer.take_stops() == []
+    assert host.detokenizer.take_words() == []
 
 
 def test_a_stop_string_in_the_last_progress_needs_no_message(host: Host) -> None:
     (mailbox,) = host.ask(stop=("bc",))
     host.progress(*b"abc", finish="length")
     assert (result(mailbox).finish_reason, result(mailbox).stop) == ("stop", "bc")
-    assert host.detokenizer.take_stops() == []
+    assert host.detokenizer.take_words() == []
 
 
 def test_a_half_character_at_the_end_shows_as_one_replacement(host: Host) -> None:
@@ -119,9 +123,10 @@ def test_sequences_of_a_request_are_their_own(host: Host) -> None:
     first, second = host.ask(n=2, stop=("x",))
     host.progress(97, index=0)
     host.progress(98, 120, index=1)
+    assert host.detokenizer.take_words() == [StopFound(request_id=1, index=1)]
+    host.progress(index=1, finish="stopped")
     assert (result(first).finish_reason, result(second).finish_reason) == (None, "stop")
     assert 1 in host.routes, "one sequence still runs"
-    assert host.detokenizer.take_stops() == [StopFound(request_id=1, index=1)]
     host.progress(99, index=0, finish="length")
     assert (result(first).text, result(second).text) == ("ac", "b") and host.routes == {}
 
@@ -149,6 +154,9 @@ def test_prompt_logprobs_are_gathered_over_chunks_and_shared(host: Host) -> None
     [
         ("cancelled", "cancelled", None),
         ("deadline", "deadline", "deadline_exceeded"),
+        ("queue_deadline", "deadline", "deadline_exceeded"),
+        ("first_token_deadline", "deadline", "deadline_exceeded"),
+        ("slow_consumer", "error", "slow_consumer"),
         ("error", "error", "generation_error"),
     ],
 )
@@ -156,7 +164,7 @@ def test_ends_that_are_not_the_models(host: Host, finish: str, reason: str, code
     (mailbox,) = host.ask()
     host.progress(finish=finish, cached_tokens=0, message="why")
     assert mailbox.end is not None and (mailbox.end.finish_reason, mailbox.end.code) == (reason, code)
-    assert mailbox.is_started == (finish == "error"), "a cancel of what never ran is no start"
+    assert not mailbox.is_started, "the end of what never ran is no start"
 
 
 @pytest.mark.parametrize(
@@ -182,7 +190,48 @@ def test_requests_that_are_gone_are_ignored(host: Host) -> None:
     host.progress(97)
     host.detokenizer.open(Open(request_id=5, prompt_ids=(1,), sampling=ResolvedSampling()))
     host.progress(97, request_id=5)
-    assert host.routes == {} and host.detokenizer.take_stops() == []
+    assert host.routes == {} and host.detokenizer.take_words() == []
+
+
+def test_an_error_in_here_ends_its_request_alone(host: Host) -> None:
+    first, second = host.ask(1, n=2)
+    (other,) = host.ask(2)
+
+    def broken(ids: Any) -> str:
+        raise KeyError("secret")
+
+    host.detokenizer._requests[1].sequences[1].decoder.feed = broken  # type: ignore[method-assign]
+    host.progress(97, index=0)
+    host.progress(98, index=1)
+    assert host.detokenizer.take_words() == [Cancel(request_id=1, reason="error")]
+    assert first.end is None and second.end is None, "slot and pages are not free yet"
+    host.progress(99, index=0)
+    for index in (0, 1):
+        host.progress(index=index, finish="error")
+    for mailbox in (first, second):
+        assert mailbox.end is not None and mailbox.end.code == "generation_error"
+        assert mailbox.end.message == "decoding the output failed: KeyError"
+    assert result(first).text == "a" and list(host.routes) == [2]
+    host.progress(97, request_id=2, finish="length")
+    assert result(other).text == "a"
+
+
+@pytest.mark.parametrize(
+    ("policy", "word"), [("pause", Pause(request_id=1)), ("cancel", Cancel(request_id=1, reason="slow_consumer"))]
+)
+def test_a_slow_reader_is_named_once(policy: str, word: Any) -> None:
+    host = Host(slow_tokens=4)
+    (mailbox,) = host.ask(on_slow=policy)
+    caught_up: list[int] = []
+    mailbox.when_caught_up(lambda: caught_up.append(1))
+    host.progress(*b"abcd")
+    assert host.detokenizer.take_words() == []
+    host.progress(*b"e")
+    host.progress(*b"f")
+    assert host.detokenizer.take_words() == [word]
+    assert mailbox.take() is not None and caught_up == [1]
+    host.progress(*b"ghijk")
+    assert host.detokenizer.take_words() == [word], "behind once more"
 
 
 def test_the_shell_passes_everything_on(host: Host) -> None:
@@ -193,6 +242,7 @@ def test_the_shell_passes_everything_on(host: Host) -> None:
     actor.handle(Advance(entries=(Progress(request_id=1, ids=(97, 98)),)))
     actor.handle(Refused(request_id=2, code="engine_failed", message="gone"))
     actor.settle()
+    host.progress(finish="stopped")
     assert result(mailbox).stop == "b" and stops == [StopFound(request_id=1)]
     assert failing.end is not None and (failing.end.code, failing.end.message) == ("engine_failed", "gone")
     actor._sender.close()
@@ -226,7 +276,7 @@ def test_however_tokens_arrive_the_text_is_the_same(
         at = min(at + size, len(data))
         delta = mailbox.take()
         seen += delta.text if delta else ""
-    host.progress(finish="length")
+    host.progress(finish="stopped" if host.detokenizer.take_words() else "length")
     delta = mailbox.take()
     seen += delta.text if delta else ""
     expected, stop = oracle(data, tuple(stops), include=include)

@@ -7,8 +7,23 @@ from typing import Any
 import pytest
 
 from streamgen.actors.scheduler import STATS_SECONDS, DeviceFailed, SchedulerActor
-from streamgen.messages import Admit, Advance, Cancel, Progress, Refused, StepDone, StepFailed, StepPlan, StopFound
+from streamgen.messages import (
+    Admit,
+    Advance,
+    Cancel,
+    Pause,
+    Progress,
+    Refused,
+    Resume,
+    StepDone,
+    StepFailed,
+    StepPlan,
+    StopFound,
+    Unpin,
+)
 from streamgen.sampling import ResolvedSampling
+from streamgen.scheduling.forecast import Forecast
+from streamgen.scheduling.suspects import DeviceBroken
 
 CANCEL = Cancel(request_id=1)
 STOP = StopFound(request_id=1)
@@ -49,6 +64,23 @@ class Core:
     def take_progress(self) -> tuple[Progress, ...]:
         progress, self.progress = self.progress, ()
         return progress
+
+    def pause(self, message: Pause) -> None:
+        self.calls.append(message)
+
+    def resume(self, message: Resume) -> None:
+        self.calls.append(message)
+
+    def unpin(self, message: Unpin) -> None:
+        self.calls.append(message)
+
+    def fail(self, failed: StepFailed) -> None:
+        self.calls.append(failed)
+        if failed.kind == "dead":
+            raise DeviceBroken(failed.message)
+
+    def forecast(self) -> Forecast:
+        return Forecast()
 
     def stats(self) -> int:
         self.num_stats += 1
@@ -134,9 +166,20 @@ def test_a_refusal_goes_to_the_detokenizer(core: Core, shell: Shell) -> None:
     assert shell.turn(ADMIT) == [core.refusal]
 
 
-def test_a_failed_step_ends_the_actor(shell: Shell) -> None:
+def test_a_failed_step_is_the_cores_and_a_dead_device_ends_the_actor(core: Core, shell: Shell) -> None:
+    core.plans = 2
+    shell.turn(ADMIT)
+    failed = StepFailed(step=1, message="hiccup")
+    shell.turn(failed)
+    assert core.calls[-1] == failed and shell.actor.times.num_in_flight == 1
     with pytest.raises(DeviceFailed, match="smoke"):
-        shell.turn(StepFailed(step=1, message="smoke"))
+        shell.turn(StepFailed(step=2, message="smoke", kind="dead"))
+
+
+def test_pauses_and_pins_go_to_the_core(core: Core, shell: Shell) -> None:
+    messages = [Pause(request_id=1), Resume(request_id=1), Unpin(key="k")]
+    shell.turn(*messages)
+    assert core.calls == messages
 
 
 def test_stats_are_fresh_when_idle_and_not_counted_every_step(core: Core, shell: Shell) -> None:

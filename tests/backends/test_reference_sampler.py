@@ -27,7 +27,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 VOCAB = 70
-NEUTRAL = {"target": -1, "num_top": -1, "mask": -1, "top_p": 1.0, "typical_p": 1.0, "repetition_penalty": 1.0}
+NEUTRAL = {
+    "target": -1,
+    "num_top": -1,
+    "mask": -1,
+    "logits": -1,
+    "top_p": 1.0,
+    "typical_p": 1.0,
+    "repetition_penalty": 1.0,
+}
 
 
 def make_inputs(history: list[int] | None = None, **fields: Any) -> StepInputs:

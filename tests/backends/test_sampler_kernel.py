@@ -37,6 +37,7 @@ DEFAULTS = {
     "typical_p": 1.0,
     "repetition_penalty": 1.0,
     "mask": -1,
+    "logits": -1,
     "seed": SEED,
 }
 

@@ -182,6 +182,6 @@ def sample_rows(chunks: Sequence[Chunk]) -> NDArray[np.void]:
     rows["row"] = np.arange(len(slots))
     rows["slot"] = slots
     rows["position"] = [c.start + i for c in chunks for i in range(c.count)]
-    rows["target"] = rows["num_top"] = rows["mask"] = -1
+    rows["target"] = rows["num_top"] = rows["mask"] = rows["logits"] = -1
     rows["top_p"] = rows["typical_p"] = rows["repetition_penalty"] = 1
     return rows

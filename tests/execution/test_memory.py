@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -45,7 +46,9 @@ def test_a_small_cache_shortens_the_context(stories: Path) -> None:
 
 
 def test_a_context_that_was_asked_for_is_kept_or_refused(stories: Path) -> None:
-    with pytest.raises(ConfigError, match="holds 160 tokens, got 500"):
+    with pytest.raises(
+        ConfigError, match="holds 160 tokens, got 500; ask for at most 160, or for kv_memory of at least"
+    ):
         plan_model(make_options(stories, {"kv_memory": f"{10 * 20480}", "dtype": "float32", "max_context": 500}))
     with pytest.raises(ConfigError, match="made for 512 tokens, got 513"):
         plan_model(make_options(stories, {"max_context": 513}))
@@ -53,7 +56,7 @@ def test_a_context_that_was_asked_for_is_kept_or_refused(stories: Path) -> None:
 
 def test_too_little_memory_names_what_would_fit(stories: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available_memory", lambda: 64 << 20)
-    with pytest.raises(InsufficientMemory, match=r"kv_memory up to \d+ bytes would fit"):
+    with pytest.raises(InsufficientMemory, match=r"kv_memory up to \d+ bytes would fit, with max_context up to 512"):
         plan_model(make_options(stories, {"kv_memory": "1GiB"}))
     monkeypatch.setattr(memory, "available_memory", lambda: 1 << 20)
     with pytest.raises(InsufficientMemory, match="would do"):
@@ -71,6 +74,29 @@ def test_the_planned_workspace_holds_what_the_kernels_take(stories: Path, dtype:
     model.close()
     checkpoint.close()
     assert taken <= CpuBackend().workspace_bytes(program, options) <= taken + options.threads * (2 << 20)
+
+
+def test_the_number_that_is_named_fits(stories: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_memory", lambda: 64 << 20)
+    with pytest.raises(InsufficientMemory) as refused:
+        plan_model(make_options(stories, {"kv_memory": "1GiB"}))
+    found = re.search(r"kv_memory up to (\d+) bytes would fit, with max_context up to (\d+)", str(refused.value))
+    assert found is not None
+    size, context = int(found[1]), int(found[2])
+    assert plan_model(make_options(stories, {"kv_memory": str(size), "max_context": context})).max_context == context
+    with pytest.raises(InsufficientMemory):
+        plan_model(make_options(stories, {"kv_memory": str(size + 20480)}))
+
+
+def test_the_kv_memory_that_a_context_wants_is_named(stories: Path) -> None:
+    options = {"kv_memory": "100KiB", "dtype": "float32", "max_context": 500}
+    with pytest.raises(ConfigError) as refused:
+        plan_model(make_options(stories, options))
+    found = re.search(r"kv_memory of at least (\d+) bytes", str(refused.value))
+    assert found is not None
+    assert plan_model(make_options(stories, options | {"kv_memory": found[1]})).max_context == 500
+    with pytest.raises(ConfigError):
+        plan_model(make_options(stories, options | {"kv_memory": str(int(found[1]) - 1)}))
 
 
 _MEASURE = """

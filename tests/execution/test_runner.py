@@ -12,11 +12,13 @@ from streamgen.messages import Begin, StepDone, StepPlan
 from streamgen.sampling import ResolvedSampling
 
 if TYPE_CHECKING:
-    from streamgen.backends.base import Int32Array, StepInputs, StepOutputs
+    from streamgen.backends.base import Float32Array, Int32Array, StepInputs, StepOutputs
 
 
 class Recorder:
     """Answers each head row with 100 + its position, and keeps the inputs."""
+
+    vocab_size = 512
 
     def __init__(self) -> None:
         self.inputs: list[StepInputs] = []
@@ -35,6 +37,15 @@ class Recorder:
 
     def copy_pages(self, pairs: Int32Array) -> None:
         self.copies.append(pairs.tolist())
+
+    def sample(self, inputs: StepInputs, outputs: StepOutputs, changed: Float32Array) -> None:
+        raise AssertionError("no sequence here has logits processors")
+
+    def drop_pages(self) -> None:
+        pass
+
+    def resident_bytes(self) -> int:
+        return 0
 
     def close(self) -> None:
         pass

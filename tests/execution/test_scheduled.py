@@ -62,7 +62,7 @@ def run(
     limits = Limits(
         num_pages=NUM_PAGES, max_running=SLOTS, step_tokens=64, max_context=CONTEXT, prefix_cache=prefix_cache
     )
-    scheduler = Scheduler(limits, prefix_key=b"key", drafter=drafter)
+    scheduler = Scheduler(limits, prefix_key=b"key", clock=lambda: 0.0, drafter=drafter)
     for message in requests:
         assert scheduler.admit(message) is None
     outputs: dict[tuple[int, int], list[int]] = {}

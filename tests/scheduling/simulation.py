@@ -75,7 +75,7 @@ class Workload:
         return prompt
 
 
-def always_fits(running: Iterable[Sequence], candidate: Sequence, *, with_followers: bool = True) -> bool:
+def always_fits(running: Iterable[Sequence], candidate: Sequence, **options: object) -> bool:
     return True
 
 

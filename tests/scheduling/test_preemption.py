@@ -44,7 +44,7 @@ def test_who_did_not_fit_is_asked_again_when_a_prompt_is_done() -> None:
     harness = make_harness(step_tokens=8)
     answers = [False, True]
 
-    def fits(running: Iterable[Sequence], candidate: Sequence, *, with_followers: bool = True) -> bool:
+    def fits(running: Iterable[Sequence], candidate: Sequence, **options: object) -> bool:
         return answers.pop(0)
 
     harness.scheduler._admission.fits = fits  # type: ignore[method-assign]  # a prediction that changes

@@ -191,14 +191,14 @@ def test_rows_under_way_of_a_cancelled_request_are_dropped() -> None:
     assert harness.outcomes[1, 0].ids == []
 
 
-def test_a_stop_string_ends_one_continuation_without_progress() -> None:
+def test_a_stop_string_ends_one_continuation() -> None:
     harness = make_harness()
     harness.admit(make_request(1, prompt_of(6), num_sequences=2, max_tokens=10))
     while not harness.outcomes[1, 1].ids:
         harness.step()
     harness.stop_found(1, 0)
     harness.run()
-    assert harness.outcomes[1, 0].finish is None
+    assert harness.outcomes[1, 0].finish == "stopped"
     assert harness.outcomes[1, 1].finish == "length"
 
 
@@ -208,7 +208,7 @@ def test_followers_of_a_leader_that_ends_early_run_nevertheless() -> None:
     harness.plan()
     harness.stop_found(1, 0)
     harness.run()
-    assert [harness.outcomes[1, i].finish for i in range(3)] == [None, "length", "length"]
+    assert [harness.outcomes[1, i].finish for i in range(3)] == ["stopped", "length", "length"]
 
 
 def test_a_full_queue_refuses_and_forgets() -> None:
@@ -243,5 +243,5 @@ def test_nothing_grows_with_requests_ever_seen() -> None:
     assert not scheduler._requests
     assert not scheduler._queue
     assert not scheduler._in_flight
-    assert len(scheduler._index) <= 64
+    assert len(scheduler._cache.index) <= 64
     assert len(scheduler._admission.lengths._recent) == 512

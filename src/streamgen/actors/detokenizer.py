@@ -2,10 +2,15 @@
 
 `Detokenizer` is the synchronous core, driven by tests without a loop; `DetokenizerActor` is its shell. A request has
 one mailbox per sequence; when the last of them has its terminal, the request is over and its route is closed.
+
+The terminal of a sequence waits for the scheduler's last word on it, so that whoever sees it may count on slot and pages
+being free: a stop string, a reader too slow or an error in here first tells the scheduler (`StopFound`, `Cancel`), and
+ends towards the host when the scheduler has answered.
 """
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Protocol, assert_never
 
 from streamgen.actors.actor import Actor
@@ -13,8 +18,10 @@ from streamgen.completion import FinishReason, TokenLogprob, TopLogprob
 from streamgen.mailbox import End, Mailbox, Wakes
 from streamgen.messages import (
     Advance,
+    Cancel,
     DetokenizerInbox,
     Open,
+    Pause,
     Progress,
     Refused,
     SchedulerInbox,
@@ -28,6 +35,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from streamgen.text.tokenizer import Tokenizer
+
+
+logger = logging.getLogger(__name__)
+
+SLOW_TOKENS = 128  # unread tokens at which a reader is slow, for those who asked for "pause" or "cancel"
 
 
 class Routes(Protocol):
@@ -45,13 +57,14 @@ class Routes(Protocol):
 class _Sequence:
     """What one stream of tokens needs to become text."""
 
-    __slots__ = ("decoder", "is_over", "mailbox", "scores", "stops")
+    __slots__ = ("decoder", "ending", "is_over", "mailbox", "scores", "stops")
 
     def __init__(self, mailbox: Mailbox, decoder: TextDecoder, stops: StopMatcher | None) -> None:
         self.mailbox = mailbox
         self.decoder = decoder
         self.stops = stops
         self.scores: list[TokenLogprobs] = []
+        self.ending: End | None = None  # its terminal, once the scheduler has answered
         self.is_over = False
 
 
@@ -69,14 +82,15 @@ class _Request:
 class Detokenizer:
     """Owns the text state of every open request.
 
-    After a turn, `wakes` holds the readers to wake and `take_stops` the sequences that a stop string ended.
+    After a turn, `wakes` holds the readers to wake and `take_words` what the scheduler has to be told.
     """
 
-    def __init__(self, tokenizer: Tokenizer, routes: Routes) -> None:
+    def __init__(self, tokenizer: Tokenizer, routes: Routes, *, slow_tokens: int = SLOW_TOKENS) -> None:
         self._tokenizer = tokenizer
         self._routes = routes
+        self._slow_tokens = slow_tokens
         self._requests: dict[int, _Request] = {}
-        self._stops_found: list[StopFound] = []
+        self._words: list[StopFound | Pause | Cancel] = []
         self.wakes = Wakes()
 
     def open(self, message: Open) -> None:
@@ -93,7 +107,7 @@ class Detokenizer:
         self._requests[message.request_id] = _Request(message, sequences)
         wants_logprobs = sampling.logprobs is not None
         for mailbox in mailboxes:
-            self.wakes.add(mailbox.open(prompt_tokens=len(message.prompt_ids), wants_logprobs=wants_logprobs))
+            self.wakes.add(mailbox.open(prompt_ids=message.prompt_ids, wants_logprobs=wants_logprobs))
 
     def refuse(self, message: Refused) -> None:
         """A request ends before it ran."""
@@ -107,19 +121,38 @@ class Detokenizer:
                 continue  # over: tokens that were already under way
             sequence = request.sequences[entry.index]
             if not sequence.is_over:
-                self._advance_one(request, sequence, entry)
+                self._advance_guarded(request, sequence, entry)
 
-    def take_stops(self) -> list[StopFound]:
-        """Sequences that a stop string ended, for the scheduler."""
-        found, self._stops_found = self._stops_found, []
-        return found
+    def take_words(self) -> list[StopFound | Pause | Cancel]:
+        """What happened here that concerns the scheduler."""
+        words, self._words = self._words, []
+        return words
 
     # ---- one sequence ----
 
+    def _advance_guarded(self, request: _Request, sequence: _Sequence, entry: Progress) -> None:
+        """An error while one request's output is decoded ends that request alone."""
+        try:
+            if sequence.ending is None:
+                self._advance_one(request, sequence, entry)
+        except Exception as error:
+            logger.debug("an output could not be decoded", exc_info=error)
+            why = f"decoding the output failed: {type(error).__name__}"
+            self._end_early(request, End(finish_reason="error", code="generation_error", message=why))
+        if entry.finish is not None and sequence.ending is not None and not sequence.is_over:
+            self._end(request, sequence, sequence.ending)
+
+    def _end_early(self, request: _Request, end: End) -> None:
+        """All that is left of a request ends, once the scheduler has freed it."""
+        for sequence in request.sequences:
+            if not sequence.is_over and sequence.ending is None:
+                sequence.ending = end
+        self._words.append(Cancel(request_id=request.open.request_id, reason="error"))
+
     def _advance_one(self, request: _Request, sequence: _Sequence, entry: Progress) -> None:
         mailbox = sequence.mailbox
-        # A cancel's entry is the first one of a sequence that never ran; that is no start.
-        if entry.cached_tokens is not None and entry.finish not in ("cancelled", "deadline"):
+        # The first entry of a sequence that never ran tells of its end; that is no start.
+        if entry.cached_tokens is not None and entry.finish in (None, "stop", "length"):
             self.wakes.add(mailbox.start(cached_tokens=entry.cached_tokens))
         sequence.scores.extend(entry.scores)
         text, used, stop = self._decode(request, sequence, entry)
@@ -127,11 +160,19 @@ class Detokenizer:
             ids = entry.ids[:used]
             self.wakes.add(mailbox.put(text, ids, self._describe(ids, entry.logprobs) if entry.logprobs else ()))
         if stop is not None:
+            sequence.ending = End(finish_reason="stop", stop=stop)
             if entry.finish is None:
-                self._stops_found.append(StopFound(request_id=entry.request_id, index=entry.index))
-            self._end(request, sequence, End(finish_reason="stop", stop=stop))
+                self._words.append(StopFound(request_id=entry.request_id, index=entry.index))
         elif entry.finish is not None:
-            self._end(request, sequence, _finish_end(entry))
+            sequence.ending = _finish_end(entry)
+        elif request.open.on_slow != "coalesce" and mailbox.pause(self._slow_tokens):
+            self._slow_down(request, entry)
+
+    def _slow_down(self, request: _Request, entry: Progress) -> None:
+        if request.open.on_slow == "pause":
+            self._words.append(Pause(request_id=entry.request_id, index=entry.index))
+        else:
+            self._words.append(Cancel(request_id=entry.request_id, reason="slow_consumer"))
 
     def _decode(self, request: _Request, sequence: _Sequence, entry: Progress) -> tuple[str, int, str | None]:
         """(text to emit, how many of the ids belong to the output, the stop string that is complete)."""
@@ -211,9 +252,9 @@ class DetokenizerActor(Actor[DetokenizerInbox]):
                 assert_never(message)
 
     def settle(self) -> None:
-        """Free what stop strings ended, then wake the hosts."""
-        for stop in self._detokenizer.take_stops():
-            self._to_scheduler(stop)
+        """Tell the scheduler what ended here, then wake the hosts."""
+        for word in self._detokenizer.take_words():
+            self._to_scheduler(word)
         self._detokenizer.wakes.flush()
 
 
@@ -241,11 +282,24 @@ def _decode_until_stop(
     return "".join(pieces), len(ids), None
 
 
-_FINISHES: dict[str, tuple[FinishReason, str | None]] = {
-    "length": ("length", None),
-    "cancelled": ("cancelled", None),
-    "deadline": ("deadline", "deadline_exceeded"),
-    "error": ("error", "generation_error"),
+# A finish -> (finish_reason, an error's code, its message where the scheduler has none)
+_FINISHES: dict[str, tuple[FinishReason, str | None, str]] = {
+    "length": ("length", None, ""),
+    "cancelled": ("cancelled", None, ""),
+    "deadline": ("deadline", "deadline_exceeded", "the request's timeout passed"),
+    "queue_deadline": ("deadline", "deadline_exceeded", "the request's queue_timeout passed before it started"),
+    "first_token_deadline": (
+        "deadline",
+        "deadline_exceeded",
+        "the request's first_token_timeout passed before it had a token",
+    ),
+    "slow_consumer": (
+        "error",
+        "slow_consumer",
+        f'the reader was more than {SLOW_TOKENS} tokens behind, and on_slow="cancel" was asked for; read faster, or '
+        'use on_slow="coalesce"',
+    ),
+    "error": ("error", "generation_error", "the request failed"),
 }
 
 
@@ -253,14 +307,17 @@ def _finish_end(entry: Progress) -> End:
     assert entry.finish is not None, "only a last progress ends a sequence"
     if entry.finish == "stop":
         return End(finish_reason="stop", stop=entry.ids[-1] if entry.ids else None)
-    reason, code = _FINISHES[entry.finish]
-    message = "the request's timeout passed" if code == "deadline_exceeded" else entry.message
-    return End(finish_reason=reason, code=code, message=message)
+    reason, code, message = _FINISHES[entry.finish]
+    return End(finish_reason=reason, code=entry.code or code, message=entry.message or message)
+
+
+def refused_end(reason: str, message: str = "") -> End:
+    """The terminal of a request that was cancelled before it ran; `reason` as in `Cancel`."""
+    finish, code, words = _FINISHES[reason]
+    return End(finish_reason=finish, code=code, message=message or words)
 
 
 def _refused_end(message: Refused) -> End:
-    if message.code == "cancelled":
-        return End(finish_reason="cancelled")
-    if message.code == "deadline":
-        return End(finish_reason="deadline", code="deadline_exceeded", message="the request's timeout passed")
+    if message.code in _FINISHES:
+        return refused_end(message.code, message.message)
     return End(finish_reason="error", code=message.code, message=message.message, details=dict(message.details))

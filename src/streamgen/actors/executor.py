@@ -8,7 +8,7 @@ from streamgen.actors.actor import Actor
 from streamgen.messages import ExecutorInbox
 
 if TYPE_CHECKING:
-    from streamgen.actors.device import Device
+    from streamgen.actors.world import RunsSteps
 
 
 class ExecutorActor(Actor[ExecutorInbox]):
@@ -16,7 +16,7 @@ class ExecutorActor(Actor[ExecutorInbox]):
 
     name = "executor"
 
-    def __init__(self, device: Device, *, capacity: int) -> None:
+    def __init__(self, device: RunsSteps, *, capacity: int) -> None:
         super().__init__(capacity=capacity)
         self._device = device
 

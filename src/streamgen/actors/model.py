@@ -35,6 +35,16 @@ class OpenModel(Protocol):
     sampling_defaults: Sampling
 
     @property
+    def processors(self) -> dict[int, tuple[Callable[..., object], ...]]:
+        """Logits processors by request id: filled when a request is accepted, emptied when it has ended."""
+        ...
+
+    @property
+    def supports_processors(self) -> bool:
+        """Whether its runner can call functions of this process."""
+        ...
+
+    @property
     def chat_template(self) -> ChatTemplate | ChatTemplates | None:
         """What turns messages into text."""
         ...
@@ -47,6 +57,14 @@ class OpenModel(Protocol):
     @property
     def runner(self) -> RunsPlans:
         """Runs the plans."""
+        ...
+
+    def sleep(self, *, keep_weights: bool) -> None:
+        """Give pages back, and weights unless they are kept. Blocking; called while nothing runs."""
+        ...
+
+    def wake(self, is_cancelled: Callable[[], bool]) -> None:
+        """Take them again. Blocking; raises soon after `is_cancelled()`."""
         ...
 
     def close(self) -> None:

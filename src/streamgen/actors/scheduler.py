@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, assert_never
 
@@ -11,16 +12,21 @@ from streamgen.messages import (
     Advance,
     Cancel,
     DetokenizerInbox,
+    Pause,
+    Resume,
     SchedulerInbox,
     StepDone,
     StepFailed,
     StepPlan,
     StopFound,
+    Unpin,
 )
+from streamgen.scheduling.scheduler import DeviceBroken
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from streamgen.scheduling.forecast import Forecast
     from streamgen.scheduling.scheduler import Scheduler
     from streamgen.scheduling.stats import SchedulerStats
 
@@ -52,6 +58,12 @@ class StepTimes:
         """A plan went to the executor."""
         self._sent.append(self._clock())
 
+    def step_failed(self) -> None:
+        """The oldest plan has no results."""
+        now = self._clock()
+        self.step_seconds += now - max(self._sent.popleft(), self._last_done)
+        self._last_done = now
+
     def step_done(self, forward_seconds: float) -> None:
         """The oldest plan's results came. A step lasts from when it was sent, or the one before it ended."""
         now = self._clock()
@@ -81,6 +93,9 @@ class SchedulerActor(Actor[SchedulerInbox]):
         self._to_detokenizer = to_detokenizer
         self.times = StepTimes(clock)  # any thread may read its sums
         self.stats: SchedulerStats = scheduler.stats()  # replaced whole; any thread may read it
+        self.forecast: Forecast = scheduler.forecast()  # likewise
+        self._quiet = asyncio.Event()
+        self._quiet.set()
         self._stats_time = clock()
 
     def handle(self, message: SchedulerInbox) -> None:
@@ -98,9 +113,32 @@ class SchedulerActor(Actor[SchedulerInbox]):
             case StopFound():
                 self._scheduler.stop_found(message)
             case StepFailed():
-                raise DeviceFailed(message.message)
+                self._fail(message)
+            case Pause():
+                self._scheduler.pause(message)
+            case Resume():
+                self._scheduler.resume(message)
+            case Unpin():
+                self._scheduler.unpin(message)
             case _:
                 assert_never(message)
+
+    def forget_prefixes(self) -> None:
+        """The pages are about to go; nothing runs."""
+        self._scheduler.forget_prefixes()
+        self.stats = self._scheduler.stats()
+
+    async def quiet(self) -> None:
+        """Until no plan is at the device."""
+        await self._quiet.wait()
+
+    def _fail(self, failed: StepFailed) -> None:
+        if failed.kind != "dead":
+            self.times.step_failed()
+        try:
+            self._scheduler.fail(failed)
+        except DeviceBroken as error:
+            raise DeviceFailed(str(error)) from error
 
     def settle(self) -> None:
         """Give the device its next steps first, then report."""
@@ -113,6 +151,10 @@ class SchedulerActor(Actor[SchedulerInbox]):
         entries = self._scheduler.take_progress()
         if entries:
             self._to_detokenizer(Advance(entries=entries))
+        if self.times.num_in_flight:
+            self._quiet.clear()
+        else:
+            self._quiet.set()
         self._refresh_stats()
 
     def _refresh_stats(self) -> None:
@@ -120,3 +162,4 @@ class SchedulerActor(Actor[SchedulerInbox]):
         now = self._clock()
         if self.times.num_in_flight == 0 or now - self._stats_time > STATS_SECONDS:
             self.stats, self._stats_time = self._scheduler.stats(), now
+            self.forecast = self._scheduler.forecast()

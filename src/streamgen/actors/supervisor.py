@@ -1,52 +1,51 @@
 """The engine thread: loads the model, runs the actors in one task group, and sees to it that everything ends.
 
 Host threads call `submit`, `cancel`, `call` and `stop`; all of them return at once. Whatever happens to the thread,
-every request that was accepted gets its one terminal, because it is entered in `_routes` before it is posted, and
+every request that was accepted gets its one terminal, because it is entered in `routes` before it is posted, and
 the routes are closed after the state has changed, under one lock.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
-import os
 import threading
-import time
-from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import anyio
 
-from streamgen.actors.detokenizer import Detokenizer, DetokenizerActor
-from streamgen.actors.device import Device
-from streamgen.actors.executor import ExecutorActor
-from streamgen.actors.scheduler import PLANS_IN_FLIGHT, DeviceFailed, SchedulerActor
-from streamgen.actors.tokenizer import PromptEncoder, TokenizerActor
-from streamgen.actors.workers import EngineOwnedThread, Workers, host_has_ended
-from streamgen.config import EngineState
-from streamgen.errors import EngineClosed, EngineFailed, EngineOverloaded, StreamgenError
-from streamgen.mailbox import End, Mailbox, Signal, Wakes
-from streamgen.messages import Cancel, Submit
-from streamgen.scheduling.scheduler import Scheduler
+from streamgen.actors.core import Core
+from streamgen.actors.detokenizer import refused_end
+from streamgen.actors.door import Door
+from streamgen.actors.routes import Route, Routes
+from streamgen.actors.scheduler import DeviceFailed
+from streamgen.actors.sleeper import Sleeper
+from streamgen.actors.workers import EngineOwnedThread, host_has_ended
+from streamgen.config import EngineState, LoadProgress
+from streamgen.errors import EngineClosed, EngineFailed, LoadError, StreamgenError
+from streamgen.mailbox import End, Signal
+from streamgen.messages import Cancel, Resume, Submit, Unpin
 
 if TYPE_CHECKING:
+    from streamgen.actors.recorder import Recorder
     from collections.abc import Callable
 
-    from streamgen.actors.actor import Actor
     from streamgen.actors.model import ModelOpener, OpenModel
-    from streamgen.actors.scheduler import StepTimes
-    from streamgen.config import EngineOptions, LoadProgress
-    from streamgen.scheduling.stats import SchedulerStats
+    from streamgen.actors.routes import Owner
+    from streamgen.actors.scheduler import SchedulerActor
+    from streamgen.actors.tokenizer import PromptEncoder
+    from streamgen.actors.world import World
+    from streamgen.config import EngineOptions
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-TOKENIZER_THREADS = 2
 HOST_CHECK_SECONDS = 0.25
-MAX_SEQUENCES = 16  # of one request
-MESSAGES_PER_SEQUENCE = 8  # more than one can have in any inbox: submission, two cancels, an answer, its end
+RESTART_GRACE = 0.08  # seconds in which a restart saves requests that had no output when the engine failed
+
+TAKES_REQUESTS = (EngineState.READY, EngineState.ASLEEP)
+_OPEN = (*TAKES_REQUESTS, EngineState.DRAINING)
 
 
 class Call(Generic[T]):
@@ -70,16 +69,6 @@ class Call(Generic[T]):
         return self._result  # type: ignore[return-value]  # set by finish
 
 
-class _Route:
-    """An open request: where its output goes, and the timer that ends it."""
-
-    __slots__ = ("mailboxes", "timer")
-
-    def __init__(self, mailboxes: tuple[Mailbox, ...]) -> None:
-        self.mailboxes = mailboxes
-        self.timer: asyncio.TimerHandle | None = None
-
-
 class EngineThread:
     """One life of an engine, from loading to closed.
 
@@ -93,33 +82,32 @@ class EngineThread:
         on_progress: Callable[[LoadProgress], None] | None,
         *,
         name: str,
+        world: World,
+        recorder: Recorder,
     ) -> None:
         self.state = EngineState.LOADING
+        self.progress: LoadProgress | None = None
         self.opened = Signal()  # loaded and ready, or failed to: then `load_error`
         self.closed = Signal()  # nothing of the engine is left
         self.load_error: BaseException | None = None
         self.failure: str | None = None
-        self.num_requests = 0
-        self.token_counts = (0, 0)  # prompt and completion tokens of requests that ended
+        self.routes = Routes()
+        self.world = world
+        self.recorder = recorder
         self._opener = opener
         self._options = options
         self._on_progress = on_progress
         self._name = name
         self._stopping = threading.Event()
-        self._lock = threading.Lock()
-        self._routes: dict[int, _Route] = {}
-        self._num_open = 0  # sequences
-        self._numbers = itertools.count(1)
-        self._idle: Signal | None = None
+        self._rescued = threading.Event()  # after a failure: somebody took the requests that can go on
         self._calls: set[Call[Any]] = set()
+        self._signals: set[Signal] = set()  # of those who wait for sleep or waking
         self._model: OpenModel | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
-        self._tokenizer_actor: TokenizerActor | None = None
-        self._scheduler_actor: SchedulerActor | None = None
-        self._device: Device | None = None
-        self._text_workers: Workers | None = None
-        self.encoder: PromptEncoder | None = None
+        self._core: Core | None = None
+        self._sleeper: Sleeper | None = None
+        self._is_wedged = False
         self.thread = EngineOwnedThread(self._run, name=name)
 
     # ---- any thread ----
@@ -136,9 +124,21 @@ class EngineThread:
             EngineClosed, EngineFailed: there is none.
         """
         model = self._model
-        if model is None or self.state not in (EngineState.READY, EngineState.DRAINING):
+        if model is None or self.state not in _OPEN:
             raise self._not_open()
         return model
+
+    @property
+    def encoder(self) -> PromptEncoder:
+        """Prompt -> ids.
+
+        Raises:
+            EngineClosed, EngineFailed: the engine is not open.
+        """
+        core = self._core
+        if core is None:
+            raise self._not_open()
+        return core.encoder
 
     def check_ready(self) -> None:
         """Raise if no request can be taken now.
@@ -146,43 +146,44 @@ class EngineThread:
         Raises:
             EngineClosed, EngineFailed: the engine is not open, or not any more.
         """
-        if self.state is not EngineState.READY:
+        if self.state not in TAKES_REQUESTS:
             raise self._not_open()
 
-    def submit(self, make: Callable[[int], Submit], mailboxes: tuple[Mailbox, ...]) -> int:
-        """Take a request; `make` gets its number. Returns the number.
+    def submit(self, owner: Owner) -> int:
+        """Take a request. Returns its number.
 
         Raises:
-            EngineOverloaded: too many wait.
+            EngineOverloaded, RateLimited: too many wait, or it would start too late.
             EngineClosed, EngineFailed: the engine is not open, or not any more.
         """
-        limit = self.model.limits.max_running + self._options.max_queued
-        number = next(self._numbers)
-        message = make(number)
-        with self._lock:
-            self.check_ready()
-            is_full = self._num_open + len(mailboxes) > limit and self._num_open > 0
-            if not is_full:
-                self._routes[number] = _Route(mailboxes)
-                self._num_open += len(mailboxes)
-                self.num_requests += 1
-        if is_full:
-            raise EngineOverloaded(
-                f"expected <= {limit} open requests (max_running + max_queued), got one more; try again later",
-                retry_after=1.0,
-            )
+        actor = self._scheduler_actor
+        message = self.routes.enter(owner, check=self.check_ready, forecast=None if actor is None else actor.forecast)
         self._post(self._accept, message)
-        return number
+        return message.request_id
+
+    def adopt(self, owner: Owner) -> None:
+        """Take over a request from an engine thread that failed."""
+        message = self.routes.adopt(owner)
+        self._post(self._accept, message)
+        owner.moved(self, message.request_id)  # NOTE: it may post a cancel, which must come second
 
     def cancel(self, number: int, reason: str = "cancelled") -> None:
         """End a request soon. Takes no lock: it may run in a garbage collection, anywhere."""
         self._post(self._cancel, number, reason)
 
+    def resume(self, number: int, index: int) -> None:
+        """The reader of a sequence has caught up."""
+        self._post(self._post_aside, Resume(request_id=number, index=index))
+
+    def unpin(self, key: str) -> None:
+        """Pages kept under this key may go. Takes no lock."""
+        self._post(self._post_aside, Unpin(key=key))
+
     def call(self, function: Callable[[], T]) -> Call[T]:
         """Run a function in a tokenizer thread."""
         call: Call[T] = Call()
-        with self._lock:
-            if self.state not in (EngineState.READY, EngineState.DRAINING):
+        with self.routes.lock:
+            if self.state not in _OPEN:
                 raise self._not_open()
             self._calls.add(call)
         self._post(self._start_call, call, function)
@@ -190,15 +191,36 @@ class EngineThread:
 
     def drain(self) -> Signal:
         """Take no more requests; the signal is set when the last one has ended."""
-        with self._lock:
-            if self.state is EngineState.READY:
+        with self.routes.lock:
+            was_open = self.state in TAKES_REQUESTS
+            if was_open:
                 self.state = EngineState.DRAINING
-            if self._idle is None:
-                self._idle = Signal()
-            idle, is_idle = self._idle, not self._routes
-        if is_idle:
-            idle.set()
-        return idle
+        if was_open:
+            self.recorder.state_changed(EngineState.DRAINING)
+            # Nobody need read any more: who paused goes on to the end.
+            for number in self.routes.numbers():
+                for mailbox in self.routes.mailboxes(number) or ():
+                    mailbox.collect()
+        return self.routes.idle_signal()
+
+    def sleep(self, *, keep_weights: bool) -> Signal:
+        """Give the memory back once nothing is open; the signal is set then, or when the engine ends."""
+        done = self._new_signal()
+        self._post(self._sleep, keep_weights, done)
+        return done
+
+    def wake(self) -> Signal:
+        """Take the memory again; the signal is set then, or when the engine ends."""
+        done = self._new_signal()
+        self._post(self._wake, done)
+        return done
+
+    def _new_signal(self) -> Signal:
+        signal = Signal()
+        with self.routes.lock:
+            self.check_ready()
+            self._signals.add(signal)
+        return signal
 
     def cancel_all(self) -> None:
         """End every open request soon, as closing would."""
@@ -207,24 +229,30 @@ class EngineThread:
     def stop(self) -> None:
         """Close, whatever the state. Returns at once; `closed` tells when."""
         self._stopping.set()
+        self._rescued.set()
         self._post(self._set_stop)
 
-    def scheduler_stats(self) -> SchedulerStats | None:
-        """The scheduler's last snapshot; None before and after."""
-        actor = self._scheduler_actor
-        return None if actor is None else actor.stats
-
-    def step_times(self) -> StepTimes | None:
-        """Where the time of steps goes; None before and after."""
-        actor = self._scheduler_actor
-        return None if actor is None else actor.times
+    def rescue(self) -> list[Owner]:
+        """After a failure: the requests that had no output yet, to be adopted by another thread."""
+        owners: list[Owner] = []
+        for number in self.routes.numbers():
+            route = self.routes.get(number)
+            if route is not None and _can_go_on(route) and self.routes.take(number) is not None:
+                owners.append(route.owner)
+        self._rescued.set()
+        return owners
 
     @property
-    def num_open_requests(self) -> int:
-        """Submitted and not ended."""
-        return len(self._routes)
+    def scheduler(self) -> SchedulerActor | None:
+        """The scheduler's actor, for its snapshots; None before and after."""
+        return self._scheduler_actor
 
-    def _post(self, call: Callable[..., None], *arguments: object) -> None:
+    @property
+    def _scheduler_actor(self) -> SchedulerActor | None:
+        core = self._core
+        return None if core is None else core.scheduler
+
+    def _post(self, call: Callable[..., object], *arguments: object) -> None:
         loop = self._loop
         if loop is None:
             return
@@ -249,12 +277,22 @@ class EngineThread:
     def _run(self) -> None:
         state = EngineState.CLOSED
         try:
-            self._model = self._opener.open(self._options, self._on_progress, self._is_given_up)
-            anyio.run(self._serve, self._model, backend="asyncio")
+            self._model = self._opener.open(self._options, self._report_progress, self._is_given_up)
+            anyio.run(
+                self._serve,
+                self._model,
+                backend="asyncio",
+                backend_options={"loop_factory": self.world.loop_factory},
+            )
         except BaseException as e:
             state = self._fail(e)
         finally:
             self._finish(state)
+
+    def _report_progress(self, progress: LoadProgress) -> None:
+        self.progress = progress
+        if self._on_progress is not None:
+            self._on_progress(progress)
 
     def _is_given_up(self) -> bool:
         return self._stopping.is_set() or host_has_ended()
@@ -269,47 +307,88 @@ class EngineThread:
         cause = _first_cause(error)
         logger.error("engine %s failed: %s", self._name, type(cause).__name__)
         logger.debug("engine %s failed", self._name, exc_info=error)
-        # A device's words are about the device; those of a bug may quote a prompt.
-        why = str(cause) if isinstance(cause, DeviceFailed) else f"{type(cause).__name__} in the engine thread"
+        # Words of a device, or of loading, are about those; those of a bug may quote a prompt.
+        why = (
+            str(cause)
+            if isinstance(cause, DeviceFailed | LoadError)
+            else f"{type(cause).__name__} in the engine thread"
+        )
         self.failure = f"the engine failed: {why}"
         return EngineState.FAILED
 
     def _finish(self, state: EngineState) -> None:
-        with self._lock:
-            self.state = state
+        self._set_state(state)
+        self.routes.on_idle = None  # requests may be taken out by other threads from here on
         end = _closed_end()
         if state is EngineState.FAILED:
             end = End(finish_reason="error", code="engine_failed", message=self.failure or "the engine failed")
-        self._close_routes(end)
+            self._await_rescue(end)
+        self.routes.end_all(end)
         for call in tuple(self._calls):
             call.finish(None, self._not_open())
         self._calls.clear()
+        for signal in tuple(self._signals):
+            signal.set()
         try:
             self._free()
         finally:  # whatever freeing did, nobody may wait for ever
             self.opened.set()
             self.closed.set()
 
+    def _await_rescue(self, end: End) -> None:
+        """End what cannot go on at once; what had no output yet waits a moment for a restart."""
+        routes = [(number, self.routes.get(number)) for number in self.routes.numbers()]
+        self.routes.end(*[n for n, route in routes if route is not None and not _can_go_on(route)], end=end)
+        if len(self.routes):
+            self._rescued.wait(RESTART_GRACE)
+
     def _free(self) -> None:
-        for threads in (self._device, self._text_workers):
-            if threads is not None:
-                threads.stop()
-        if self._model is not None:
-            self._model.close()
-        self._model, self.encoder, self._device, self._text_workers = None, None, None, None
-        self._scheduler_actor, self._tokenizer_actor = None, None
+        core, model = self._core, self._model
+        self._core, self._model, self._sleeper = None, None, None
+        if core is not None and self._is_wedged:
+            # NOTE: a step may still be in the model's memory. It is freed when that step comes back, if ever.
+            core.workers.stop()
+            core.device.abandon(model.close if model is not None else lambda: None)
+            return
+        if core is not None:
+            core.stop()
+        if model is not None:
+            model.close()
 
     async def _serve(self, model: OpenModel) -> None:
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         if self._stopping.is_set():
             return
-        actors = self._make_actors(model, self._loop)
+        self._core = core = Core(
+            model,
+            self._options,
+            routes=self.routes,
+            world=self.world,
+            loop=loop,
+            name=self._name,
+            journal=self.recorder.attach(self.routes.name_of),
+            on_wedged=self._note_wedged,
+        )
+        self.routes.on_taken = lambda number: model.processors.pop(number, None)
+        self._sleeper = sleeper = Sleeper(
+            model,
+            core,
+            self.routes,
+            loop=loop,
+            set_state=self._set_state,
+            is_cancelled=self._is_given_up,
+            idle_sleep=self._options.idle_sleep,
+        )
         async with anyio.create_task_group() as group:
-            for actor in actors:
-                await group.start(partial(_run_actor, actor), name=actor.name)
-            with self._lock:
-                self.state = EngineState.READY
+            await core.start(group)
+            group.start_soon(sleeper.run)
+            self.routes.door = Door(
+                max_running=model.limits.max_running,
+                max_queued=self._options.max_queued,
+                tenants=self._options.tenants,
+            )
+            self._set_state(EngineState.READY)
             self.opened.set()
             group.start_soon(self._watch_host, self._stop)
             await self._stop.wait()
@@ -320,103 +399,99 @@ class EngineThread:
             await anyio.sleep(HOST_CHECK_SECONDS)
         stop.set()
 
-    def _make_actors(self, model: OpenModel, loop: asyncio.AbstractEventLoop) -> list[Actor[Any]]:
-        """The four actors; receivers before their senders."""
-        limits = model.limits
-        capacity = MESSAGES_PER_SEQUENCE * (limits.max_running + self._options.max_queued + MAX_SEQUENCES)
-        text = Workers(TOKENIZER_THREADS, name=f"{self._name}-tokenizer", loop=loop)
-        device = Device(model.runner, name=f"{self._name}-device", loop=loop, deliver=lambda m: scheduler.post(m))
-        self._device, self._text_workers = device, text
-        self.encoder = PromptEncoder(model.tokenizer, model.chat_template, max_context=model.plan.max_context)
-        # The scheduler and its neighbours post to each other, hence the late-bound `to_scheduler`.
-        scheduler: SchedulerActor
-        executor = ExecutorActor(device, capacity=PLANS_IN_FLIGHT + 1)
-        detokenizer = DetokenizerActor(
-            Detokenizer(model.tokenizer, self), to_scheduler=lambda m: scheduler.post(m), capacity=capacity
-        )
-        scheduler = SchedulerActor(
-            Scheduler(limits, prefix_key=os.urandom(32)),
-            to_executor=executor.post,
-            to_detokenizer=detokenizer.post,
-            clock=time.perf_counter,
-            capacity=capacity,
-        )
-        tokenizer = TokenizerActor(
-            self.encoder,
-            text,
-            eos_ids=tuple(sorted(model.tokenizer.eos_ids)),
-            max_context=model.plan.max_context,
-            to_scheduler=scheduler.post,
-            to_detokenizer=detokenizer.post,
-            capacity=capacity,
-        )
-        self._scheduler_actor, self._tokenizer_actor = scheduler, tokenizer
-        return [detokenizer, executor, scheduler, tokenizer]
+    def _set_state(self, state: EngineState) -> None:
+        with self.routes.lock:
+            if self.state is EngineState.DRAINING and state in TAKES_REQUESTS:
+                return
+            self.state = state
+        self.recorder.state_changed(state)
+
+    def _note_wedged(self) -> None:
+        self._is_wedged = True
 
     def _accept(self, message: Submit) -> None:
-        route = self._routes.get(message.request_id)
-        if route is None or self._tokenizer_actor is None or self._loop is None:
+        route = self.routes.get(message.request_id)
+        if route is None or self._core is None or self._sleeper is None:
             return  # it got its terminal while the post was under way
-        if message.timeout is not None:
-            route.timer = self._loop.call_later(message.timeout, self._cancel, message.request_id, "deadline")
-        self._tokenizer_actor.post(message)
+        self._arm(route)
+        if message.has_processors:
+            self.model.processors[message.request_id] = route.owner.processors
+        if not self._sleeper.accept(message):
+            self._core.post(message)
+
+    def _arm(self, route: Route) -> None:
+        message = route.message
+        limits = (
+            ("deadline", message.timeout),
+            ("queue_deadline", message.queue_timeout),
+            ("first_token_deadline", message.first_token_timeout),
+        )
+        assert self._loop is not None, "requests are accepted on the loop"
+        for reason, seconds in limits:
+            if seconds is not None:
+                delay = message.arrival + seconds - self.world.clock()
+                route.timers.append(self._loop.call_later(delay, self._expire, message.request_id, reason))
+
+    def _expire(self, number: int, reason: str) -> None:
+        route = self.routes.get(number)
+        if route is None:
+            return
+        is_met = {
+            "queue_deadline": any(mailbox.is_started for mailbox in route.mailboxes),
+            "first_token_deadline": route.has_tokens,
+        }
+        if not is_met.get(reason, False):
+            self._cancel(number, reason)
 
     def _cancel(self, number: int, reason: str) -> None:
-        if number in self._routes and self._tokenizer_actor is not None:
-            self._tokenizer_actor.post(Cancel(request_id=number, reason=reason))
+        if self.routes.get(number) is None or self._core is None or self._sleeper is None:
+            return
+        if self._sleeper.is_held(number):
+            self.routes.end(number, end=refused_end(reason))
+        else:
+            self._core.post(Cancel(request_id=number, reason=reason))
+
+    def _sleep(self, keep_weights: bool, done: Signal) -> None:
+        if self._sleeper is not None:
+            self._sleeper.sleep(keep_weights=keep_weights, done=self._forgotten(done))
+
+    def _wake(self, done: Signal) -> None:
+        if self._sleeper is not None:
+            self._sleeper.wake(self._forgotten(done))
+
+    def _forgotten(self, done: Signal) -> Callable[[], None]:
+        def set_it() -> None:
+            self._signals.discard(done)
+            done.set()
+
+        return set_it
+
+    def _post_aside(self, message: Resume | Unpin) -> None:
+        if self._core is not None:
+            self._core.post_aside(message)
 
     def _start_call(self, call: Call[T], function: Callable[[], T]) -> None:
         def done(result: T | None, error: BaseException | None) -> None:
             self._calls.discard(call)
             call.finish(result, error)
 
-        assert self._text_workers is not None, "a call was accepted while nothing is open"
-        self._text_workers.submit(function, done)
+        assert self._core is not None, "a call was accepted while nothing is open"
+        self._core.workers.submit(function, done)
 
     def _set_stop(self) -> None:
         if self._stop is not None:
             self._stop.set()
 
-    # ---- Routes, for the detokenizer ----
-
-    def mailboxes(self, request_id: int) -> tuple[Mailbox, ...] | None:
-        """One mailbox per sequence; None where the request is unknown or over."""
-        route = self._routes.get(request_id)
-        return None if route is None else route.mailboxes
-
-    def close(self, request_id: int) -> None:
-        """Every sequence of the request has ended."""
-        with self._lock:
-            route = self._routes.pop(request_id, None)
-            if route is None:
-                return
-            self._num_open -= len(route.mailboxes)
-            idle = self._idle if not self._routes else None
-        if route.timer is not None:
-            route.timer.cancel()
-        usages = [mailbox.usage for mailbox in route.mailboxes]
-        prompt_tokens, completion_tokens = self.token_counts
-        self.token_counts = (
-            prompt_tokens + usages[0].prompt_tokens,
-            completion_tokens + sum(usage.completion_tokens for usage in usages),
-        )
-        if idle is not None:
-            idle.set()
-
     def _close_routes(self, end: End) -> None:
         """Give every open request its terminal, and tell the scheduler where it still runs."""
-        wakes = Wakes()
-        for number in tuple(self._routes):
-            mailboxes = self.mailboxes(number) or ()
+        for number in self.routes.numbers():
             self._cancel(number, "cancelled")
-            self.close(number)
-            for mailbox in mailboxes:
-                wakes.add(mailbox.finish(end))
-        wakes.flush()
+        self.routes.end_all(end)
 
 
-async def _run_actor(actor: Actor[Any], *, task_status: anyio.abc.TaskStatus[None]) -> None:
-    await actor.run(task_status=task_status)
+def _can_go_on(route: Route) -> bool:
+    """Whether a restart may run it again: nobody has seen anything of it."""
+    return not route.has_tokens
 
 
 def _closed_end() -> End:

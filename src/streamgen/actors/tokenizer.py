@@ -28,7 +28,7 @@ from streamgen.messages import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from streamgen.actors.workers import Workers
+    from streamgen.actors.world import RunsCalls
     from streamgen.text.chat import ChatTemplate, ChatTemplates
     from streamgen.text.tokenizer import Tokenizer
 
@@ -94,7 +94,25 @@ class PromptEncoder:
             return submit.ids
         if submit.text is not None:
             return self.encode_text(submit.text, add_bos=True)
-        return self.encode_rendered(self.render(submit.chat or ()))
+        return self._encode_chat(submit.chat or (), submit.known)
+
+    def _encode_chat(self, chat: tuple[dict[str, object], ...], known: tuple[int, ...]) -> tuple[int, ...]:
+        """A chat that goes on from a turn whose ids are known keeps them, so that their pages are found again.
+
+        Encoding the whole text anew could split what the model wrote into other tokens than those it wrote.
+        """
+        text = self.render(chat)
+        if known:
+            said = self._decode(known)
+            if text.startswith(said):
+                ids = known + self.encode_rendered(text[len(said) :])
+                # Some tokenizers put a space in front of every text, also of a rest.
+                if self._decode(ids) == text:
+                    return ids
+        return self.encode_rendered(text)
+
+    def _decode(self, ids: tuple[int, ...]) -> str:
+        return self._tokenizer.decode(ids, skip_special=False, at_start=True)
 
     def _encode_scored(self, submit: Submit, continuation: str | tuple[int, ...]) -> tuple[tuple[int, ...], int]:
         """Prompt with continuation, and where the continuation begins.
@@ -132,7 +150,7 @@ class TokenizerActor(Actor[TokenizerInbox | Encoded]):
     def __init__(
         self,
         encoder: PromptEncoder,
-        workers: Workers,
+        workers: RunsCalls,
         *,
         eos_ids: tuple[int, ...],
         max_context: int,
@@ -176,7 +194,7 @@ class TokenizerActor(Actor[TokenizerInbox | Encoded]):
         if self._encoding.pop(cancel.request_id, None) is None:
             self._to_scheduler(cancel)
         else:
-            self._to_detokenizer(Refused(request_id=cancel.request_id, code=cancel.reason))
+            self._to_detokenizer(Refused(request_id=cancel.request_id, code=cancel.reason, message=cancel.message))
 
     def _admit(self, encoded: Encoded) -> None:
         submit = self._encoding.pop(encoded.request_id, None)
@@ -195,6 +213,7 @@ class TokenizerActor(Actor[TokenizerInbox | Encoded]):
                 stop_ids=stop_ids,
                 score_from=encoded.score_from,
                 num_sequences=submit.num_sequences,
+                on_slow=submit.on_slow,
             )
         )
         self._to_scheduler(
@@ -209,6 +228,10 @@ class TokenizerActor(Actor[TokenizerInbox | Encoded]):
                 scope=submit.scope,
                 tenant=submit.tenant,
                 priority=submit.priority,
+                arrival=submit.arrival,
+                deadline=None if submit.timeout is None else submit.arrival + submit.timeout,
+                pin=submit.pin,
+                has_processors=submit.has_processors,
             )
         )
 

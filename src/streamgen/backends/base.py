@@ -47,7 +47,7 @@ SAMPLE_ROW = np.dtype(
         ("ban_start", np.int32),  # slice of StepInputs.ban_ids: ids that may not be drawn
         ("ban_count", np.int32),
         ("mask", np.int32),  # row of StepInputs.masks; -1: every token is allowed
-        ("reserved", np.int32),
+        ("logits", np.int32),  # -1: sample; else: row of StepOutputs.logits that gets its logits, nothing is drawn yet
         ("seed", np.uint64),
     ],
     align=True,
@@ -85,6 +85,8 @@ class StepOutputs(Struct, kw_only=True):
     logprob       float32 [n]; rank int32 [n]: of `token` under log_softmax of the raw logits (1 = likeliest; ties count
                   by lower id)
     top_ids       int32 [n, width], top_logprobs float32 [n, width]: the first num_top of each row
+    logits        float32 [num_logits, vocab]: of the rows that ask for them (SAMPLE_ROW.logits), as the head gave them,
+                  but NaN is -inf and +inf the largest float. Such a row's other entries are written by `sample`
     """
 
     token: Int32Array
@@ -92,6 +94,7 @@ class StepOutputs(Struct, kw_only=True):
     rank: Int32Array
     top_ids: Int32Array
     top_logprobs: Float32Array
+    logits: Float32Array
 
 
 class LoadOptions(Struct, frozen=True, kw_only=True):
@@ -129,6 +132,11 @@ class Weights(Protocol):
 class LoadedModel(Protocol):
     """A program with its weights and pages on a device. Used by one thread at a time."""
 
+    @property
+    def vocab_size(self) -> int:
+        """Logits of a row."""
+        ...
+
     def step(self, inputs: StepInputs, outputs: StepOutputs, wake_fd: int | None = None) -> None:
         """Run the whole program once.
 
@@ -136,8 +144,24 @@ class LoadedModel(Protocol):
         """
         ...
 
+    def sample(self, inputs: StepInputs, outputs: StepOutputs, changed: Float32Array) -> None:
+        """Finish the rows of the last step whose logits it wrote out.
+
+        changed   float32 [num_logits, vocab], overwritten: what to draw from, with the sampler of `step`.
+                  Log-probabilities are those of outputs.logits, which the caller left as they were
+        """
+        ...
+
     def copy_pages(self, pairs: Int32Array) -> None:
         """Copy pages pairs[i, 0] -> pairs[i, 1], all layers, in order."""
+        ...
+
+    def drop_pages(self) -> None:
+        """Give the memory of pages and workspace back; both are taken again as they are used. Pages read as zero."""
+        ...
+
+    def resident_bytes(self) -> int:
+        """Bytes of pages and workspace that are in memory now."""
         ...
 
     def close(self) -> None:
@@ -169,11 +193,14 @@ class Backend(Protocol):
     def load(
         self, program: Program, weights: Weights, options: LoadOptions, on_bytes: Callable[[int], None]
     ) -> LoadedModel:
-        """Pack the weights and allocate the pages; `on_bytes` hears the packed bytes as they grow."""
+        """Pack the weights and allocate the pages.
+
+        on_bytes   hears the packed bytes as they grow, many times a second; what it raises ends the loading
+        """
         ...
 
 
-def empty_outputs(num_samples: int, width: int) -> StepOutputs:
+def empty_outputs(num_samples: int, width: int, *, num_logits: int = 0, vocab: int = 0) -> StepOutputs:
     """Outputs for a step."""
     return StepOutputs(
         token=np.full(num_samples, -1, np.int32),
@@ -181,4 +208,5 @@ def empty_outputs(num_samples: int, width: int) -> StepOutputs:
         rank=np.zeros(num_samples, np.int32),
         top_ids=np.zeros((num_samples, width), np.int32),
         top_logprobs=np.zeros((num_samples, width), np.float32),
+        logits=np.empty((num_logits, vocab), np.float32),
     )

@@ -52,7 +52,7 @@ _DTYPES = {"float32": TensorType.F32, "bfloat16": TensorType.BF16}
 _ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2}
 _PANEL = 16  # rows of a packed weight that lie together
 _ALIGNMENT = 128  # bytes between packed weights
-_SLICE_BYTES = 16 << 20  # of a stored matrix that are packed before the file's pages are given back
+_SLICE_BYTES = 4 << 20  # of a stored matrix that are packed at a time: from a slow disk, some tens of milliseconds
 
 
 class CpuBackend:
@@ -127,12 +127,16 @@ class CpuModel:
 
         self._dtype = _DTYPES[options.dtype]
         self._isa = isa
-        self._vocab = program.vocab_size
+        self.vocab_size = program.vocab_size
         self._pool: _cpu.Pool | None = _cpu.Pool(options.threads)
         self._layout = _Layout(program, self._dtype)
         self._weights: _cpu.Memory | None = _cpu.Memory(self._layout.num_bytes, True)
         self._vectors: list[Float32Array] = []  # norm weights and biases, alive as long as the program
-        self._pack(weights, on_bytes)
+        try:
+            self._pack(weights, on_bytes)
+        except BaseException:
+            self._weights = self._pool = None  # now: a traceback may keep this object alive
+            raise
         self._program: _cpu.Program | None = _cpu.Program(
             self._pool,
             self._isa,
@@ -151,7 +155,18 @@ class CpuModel:
     def step(self, inputs: StepInputs, outputs: StepOutputs, wake_fd: int | None = None) -> None:
         """Run the whole program once; see `StepInputs`, `StepOutputs` and `LoadedModel.step`."""
         assert self._program is not None, "the model is closed"
-        self._program.step(
+        self._program.step(self._arrays(inputs, outputs), -1 if wake_fd is None else wake_fd)
+
+    def sample(self, inputs: StepInputs, outputs: StepOutputs, changed: Float32Array) -> None:
+        """Finish the rows whose logits were written out; see `LoadedModel.sample`."""
+        assert self._program is not None, "the model is closed"
+        assert changed.shape == outputs.logits.shape and changed.dtype == np.float32 and changed.flags.c_contiguous
+        self._program.sample(self._arrays(inputs, outputs), changed.ctypes.data)
+
+    def _arrays(self, inputs: StepInputs, outputs: StepOutputs) -> _cpu.StepArrays:
+        import streamgen._cpu as _cpu
+
+        return _cpu.StepArrays(
             inputs.tokens.ctypes.data,
             inputs.tokens.shape[1],
             inputs.page_tables.ctypes.data,
@@ -167,14 +182,15 @@ class CpuModel:
             inputs.bias_values.ctypes.data,
             inputs.ban_ids.ctypes.data,
             inputs.masks.ctypes.data,
-            self._vocab,
+            self.vocab_size,
             outputs.token.ctypes.data,
             outputs.logprob.ctypes.data,
             outputs.rank.ctypes.data,
             outputs.top_ids.ctypes.data,
             outputs.top_logprobs.ctypes.data,
             outputs.top_ids.shape[1],
-            -1 if wake_fd is None else wake_fd,
+            outputs.logits.ctypes.data,
+            len(outputs.logits),
         )
 
     @property
@@ -188,6 +204,16 @@ class CpuModel:
         assert self._program is not None, "the model is closed"
         pairs = np.ascontiguousarray(pairs, np.int32)
         self._program.copy_pages(pairs.ctypes.data, len(pairs))
+
+    def drop_pages(self) -> None:
+        """Give the memory of pages and workspace back; pages read as zero."""
+        assert self._program is not None, "the model is closed"
+        self._program.drop_pages()
+
+    def resident_bytes(self) -> int:
+        """Bytes of pages and workspace that are in memory now. Any thread, also while another one closes the model."""
+        program = self._program
+        return 0 if program is None else program.resident_bytes()
 
     def close(self) -> None:
         """Free weights, pages and threads; idempotent."""
@@ -226,7 +252,7 @@ class CpuModel:
             stop - start,
             weight.columns,
             row + start,
-            raw.rope_heads or 0,
+            (stop - start) * raw.rope_heads // weight.rows if raw.rope_heads else 0,
         )
 
     def _lower(self, program: Program, weights: Weights) -> None:
@@ -345,10 +371,11 @@ class _Layout:
 
 
 def _slices(raw: RawTensor, weight: LinearWeight) -> Iterator[tuple[int, int]]:
-    """Row ranges to pack one after another, so that only so much of the file is resident at a time."""
+    """Row ranges to pack one by one: only so much of the file is resident, and loading can be given up between."""
     stored_bytes = row_bytes(raw.info.type, weight.columns)
-    # Rows in rope order are shuffled within heads: such a matrix is packed in one go.
-    rows = weight.rows if raw.rope_heads else max(_PANEL, _SLICE_BYTES // stored_bytes // _PANEL * _PANEL)
+    # Rows in rope order are shuffled within heads: these stay whole.
+    unit = weight.rows // raw.rope_heads if raw.rope_heads else _PANEL
+    rows = max(unit, _SLICE_BYTES // stored_bytes // unit * unit)
     for start in range(0, weight.rows, rows):
         yield start, min(start + rows, weight.rows)
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from streamgen.backends.base import HEAD_ROWS, StepInputs
-from streamgen.backends.reference_sampler import sample_row
+from streamgen.backends.reference_sampler import finish_row, sample_row
 from streamgen.models.program import (
     Attend,
     BufferKind,
@@ -33,7 +33,7 @@ from streamgen.quantization.gguf_blocks import dequantize
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from streamgen.backends.base import Int32Array, LoadOptions, StepOutputs, Weights
+    from streamgen.backends.base import Float32Array, Int32Array, LoadOptions, StepOutputs, Weights
     from streamgen.checkpoints.base import RawTensor
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -104,9 +104,8 @@ class ReferenceModel:
         self._matrices: dict[str, Tensor] = {}
         self._vectors: dict[str, Tensor] = {}
         self._read(weights, on_bytes)
-        # One [2, num_pages, page_size, num_kv_heads, head_dim] per layer: keys, values.
-        shape = (2, options.num_pages, options.page_size, program.num_kv_heads, program.head_dim)
-        self._pages = [torch.zeros(shape, dtype=self._dtype, device=device) for _ in range(program.num_layers)]
+        self.vocab_size = program.vocab_size
+        self._pages = self._new_pages()
 
     def step(self, inputs: StepInputs, outputs: StepOutputs, wake_fd: int | None = None) -> None:
         """Run the whole program once; see `StepInputs` and `StepOutputs`."""
@@ -124,13 +123,27 @@ class ReferenceModel:
                 selected = _columns(body, program.selected)[torch.from_numpy(rows).to(self._device)]
                 logits = self._head(selected, batch).cpu().numpy()
                 for i, row_logits in enumerate(logits):
-                    sample_row(inputs, outputs, first + i, row_logits)
+                    finish_row(inputs, outputs, first + i, row_logits)
+
+    def sample(self, inputs: StepInputs, outputs: StepOutputs, changed: Float32Array) -> None:
+        """Finish the rows whose logits were written out; see `LoadedModel.sample`."""
+        for index, place in enumerate(inputs.samples["logits"].tolist()):
+            if place >= 0:
+                sample_row(inputs, outputs, index, changed[place], raw=outputs.logits[place])
 
     def copy_pages(self, pairs: Int32Array) -> None:
         """Copy pages pairs[i, 0] -> pairs[i, 1], all layers, in order."""
         for source, target in pairs.tolist():
             for pages in self._pages:
                 pages[:, target] = pages[:, source]
+
+    def drop_pages(self) -> None:
+        """Give the pages back: new ones, that nothing has touched, take their place."""
+        self._pages = self._new_pages()
+
+    def resident_bytes(self) -> int:
+        """Bytes of the pages; which of them were touched is not known."""
+        return sum(pages.nbytes for pages in self._pages)
 
     def close(self) -> None:
         """Free weights and pages; idempotent."""
@@ -153,6 +166,12 @@ class ReferenceModel:
             self._matrices[w.name] = take(weights.matrix(w.name, w.rows, w.columns), self._dtype)
         for name, size in self._program.vector_names():
             self._vectors[name] = take(weights.vector(name, size), torch.float32)
+
+    def _new_pages(self) -> list[Tensor]:
+        """One [2, num_pages, page_size, num_kv_heads, head_dim] per layer: keys, values."""
+        program, options = self._program, self._options
+        shape = (2, options.num_pages, options.page_size, program.num_kv_heads, program.head_dim)
+        return [torch.zeros(shape, dtype=self._dtype, device=self._device) for _ in range(program.num_layers)]
 
     def _new_buffers(self, num_rows: int) -> list[Tensor]:
         # Operands are kept as float32 too, holding values that were rounded to the dtype. Host code may have changed

@@ -1,8 +1,9 @@
 """The sampler, said plainly: one row of logits at a time, in numpy.
 
-It defines what the fast samplers must do. A row goes through: log-probabilities of the raw logits, if asked for; bias;
-bans and grammar mask; penalties; temperature; top_k, top_p, min_p, typical_p, each on what the former kept; one draw.
-Logits are changed in float32, so that ties stay ties in every implementation; probabilities are float64.
+It defines what the fast samplers must do. A row goes through: log-probabilities of the raw logits, if asked for; the
+host's logits processors, if it has some (they run between `finish_row` and `sample_row`); bias; bans and grammar mask;
+penalties; temperature; top_k, top_p, min_p, typical_p, each on what the former kept; one draw. Logits are
+changed in float32, so that ties stay ties in every implementation; probabilities are float64.
 """
 
 from __future__ import annotations
@@ -20,19 +21,31 @@ Float64Array = NDArray[np.float64]
 _MAX = np.finfo(np.float32).max
 
 
-def sample_row(inputs: StepInputs, outputs: StepOutputs, index: int, logits: Float32Array) -> None:
+def finish_row(inputs: StepInputs, outputs: StepOutputs, index: int, logits: Float32Array) -> None:
+    """What a step does with row `index` after the head: sample it, or write its logits [vocab] out."""
+    place = int(inputs.samples[index]["logits"])
+    if place < 0:
+        sample_row(inputs, outputs, index, logits)
+    else:
+        outputs.logits[place] = _cleaned(logits)
+
+
+def sample_row(
+    inputs: StepInputs, outputs: StepOutputs, index: int, logits: Float32Array, *, raw: Float32Array | None = None
+) -> None:
     """Sample row `index` of inputs.samples.
 
-    logits [vocab]. Writes the row's entries of `outputs` and, where the row says so, inputs.tokens.
+    logits [vocab]. raw [vocab]: the model's own, where `logits` were changed since; log-probabilities are theirs.
+    Writes the row's entries of `outputs` and, where the row says so, inputs.tokens.
     """
     row = inputs.samples[index]
-    raw = _cleaned(logits)
+    cleaned = _cleaned(logits)
     token = int(row["target"])
     if token < 0:
-        token = _choose(inputs, row, raw)
+        token = _choose(inputs, row, cleaned)
     outputs.token[index] = token
     if row["num_top"] >= 0:
-        _report(outputs, index, raw, token, int(row["num_top"]))
+        _report(outputs, index, cleaned if raw is None else raw, token, int(row["num_top"]))
     if row["write"]:
         inputs.tokens[row["slot"], row["position"] + 1] = token
 

@@ -26,11 +26,13 @@ class HeadRows(Struct):
     rows       SAMPLE_ROW [n], ascending by row
     samples    per sequence, how many of its rows draw a token; scores likewise how many only score the next id.
                A sequence's scoring rows come before its drawing rows
+    num_logits how many rows have their logits written out, for processors
     """
 
     rows: NDArray[np.void]
     samples: tuple[int, ...]
     scores: list[int]
+    num_logits: int = 0
 
 
 def make_inputs(plan: StepPlan, slots: Slots) -> tuple[StepInputs, HeadRows]:
@@ -43,6 +45,8 @@ def make_inputs(plan: StepPlan, slots: Slots) -> tuple[StepInputs, HeadRows]:
         head = _one_row_each(plan, slots, slot_array, starts, counts, first_rows)
     else:
         head = _several_rows(plan, slots, first_rows.tolist())
+    if slots.processors:
+        head.num_logits = _number_logits(head.rows)
     bias_ids, bias_values = _fill_biases(head.rows, slots)
     inputs = StepInputs(
         tokens=slots.tokens,
@@ -108,8 +112,15 @@ def _score_rows(slots: Slots, slot: int, positions: range, row_offset: int, num_
     rows["position"] = where
     rows["target"] = slots.tokens[slot, where + 1]
     rows["write"] = 0
+    rows["logits"] = -1
     rows["num_top"] = num_top
     return rows
+
+
+def _number_logits(rows: NDArray[np.void]) -> int:
+    wanted = np.flatnonzero(rows["logits"] >= 0)
+    rows["logits"][wanted] = np.arange(len(wanted), dtype=np.int32)
+    return len(wanted)
 
 
 def _fill_biases(rows: NDArray[np.void], slots: Slots) -> tuple[Int32Array, Float32Array]:

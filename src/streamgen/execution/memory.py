@@ -5,12 +5,13 @@
     runtime     what libraries and the tokenizer take beside: measured on real models, about 40 MiB and 350 B a token
     cache       pages: what `kv_memory` says, else as much as the weights, at least 1 GiB, at most half of what is free
 
-Only headers are read for it.
+Only headers are read for it. Several engines of one process share what is free through the `MemoryLedger`.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ from streamgen.config import EngineOptions, MemoryPlan, parse_bytes
 from streamgen.errors import ConfigError, InsufficientMemory
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from streamgen.models.config import ModelConfig
     from streamgen.models.program import Program
 
@@ -36,16 +39,82 @@ def available_memory() -> int:
     return min(_system_available(), _cgroup_available())
 
 
+class Promise:
+    """What one engine may still take: `planned` bytes, of which `touched()` are in memory already."""
+
+    def __init__(self, plan: MemoryPlan) -> None:
+        self.plan = plan
+        self.planned = plan.total
+        self.touched: Callable[[], int] = lambda: 0
+
+    def untouched(self) -> int:
+        """Bytes that the system still counts as free, but that the engine will take."""
+        return max(0, self.planned - self.touched())
+
+
+class MemoryLedger:
+    """The promises of the open engines of this process.
+
+    Pages are touched when they are first used, so the system calls free what an engine that is open will take. Memory
+    is the process's, hence one ledger for it, `LEDGER`, which is empty when all engines are closed. Any thread.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()  # a plan is made under it, and asks for `left`
+        self._promises: set[Promise] = set()
+
+    def promised(self, *, beside: Promise | None = None) -> int:
+        """Bytes that open engines will take yet, those of `beside` not counted."""
+        with self._lock:
+            return sum(promise.untouched() for promise in self._promises if promise is not beside)
+
+    def left(self, *, beside: Promise | None = None) -> int:
+        """Bytes that may be planned with."""
+        return available_memory() - self.promised(beside=beside)
+
+    def reserve(self, make_plan: Callable[[], MemoryPlan]) -> Promise:
+        """Plan and promise in one, so that two engines that open at once do not plan with the same memory."""
+        with self._lock:
+            promise = Promise(make_plan())
+            self._promises.add(promise)
+            return promise
+
+    def renew(self, promise: Promise) -> None:
+        """Promise again what an engine gave back.
+
+        Raises:
+            InsufficientMemory: there is less left than it had.
+        """
+        plan = promise.plan
+        wanted = plan.weights + plan.workspace + plan.cache
+        with self._lock:
+            left = self.left(beside=promise)
+            if wanted > left:
+                raise InsufficientMemory(
+                    f"waking takes {_gib(wanted)} again; {_gib(left)} are free and not promised to other engines. "
+                    "Close or put to sleep something else, or open the engine with less kv_memory"
+                )
+            promise.planned = wanted
+
+    def release(self, promise: Promise) -> None:
+        """The engine is closed; idempotent."""
+        with self._lock:
+            self._promises.discard(promise)
+
+
+LEDGER = MemoryLedger()
+
+
 def plan_memory(
     options: EngineOptions, config: ModelConfig, program: Program, backend: Backend, *, dtype: str, threads: int
 ) -> MemoryPlan:
-    """Decide the sizes of the cache.
+    """Decide the sizes of the cache, from what is free and not promised to other engines of this process.
 
     Raises:
         InsufficientMemory: weights, workspace and the smallest cache do not fit; the message says what would.
         ConfigError: kv_memory or max_context cannot be met.
     """
-    free = available_memory()
+    free = LEDGER.left()
     page_bytes = backend.page_bytes(program, dtype, PAGE_SIZE)
     weights = backend.weight_bytes(program, dtype)
     wanted_context = options.max_context or config.max_context
@@ -57,14 +126,13 @@ def plan_memory(
     left = free - weights - workspace - runtime
     cache = _cache_bytes(options.kv_memory, left=left, weights=weights, free=free)
     if left < page_bytes or cache > left:
-        smallest = weights + workspace + runtime + page_bytes
-        fit = f"kv_memory up to {left} bytes would fit" if left > page_bytes else f"{_gib(smallest)} would do"
         raise InsufficientMemory(
-            f"the model needs {_gib(weights)} of weights, {_gib(workspace)} of workspace and "
-            f"{_gib(max(cache, page_bytes))} of cache; {_gib(free)} are free. {fit}"
+            f"the model needs {_gib(weights)} of weights, {_gib(workspace + runtime)} beside and "
+            f"{_gib(max(cache, page_bytes))} of cache; {_gib(free)} are free. "
+            + _what_fits(left, page_bytes, smallest=free - left + page_bytes, longest=config.max_context)
         )
     num_pages = max(1, cache // page_bytes)
-    max_context = _fit_context(options.max_context, config.max_context, num_pages)
+    max_context = _fit_context(options.max_context, config.max_context, num_pages, page_bytes)
     num_pages = min(num_pages, _max_running(options) * (-(-max_context // PAGE_SIZE) + 1))
     return MemoryPlan(
         weights=weights,
@@ -82,6 +150,16 @@ def plan_memory(
     )
 
 
+def _what_fits(left: int, page_bytes: int, *, smallest: int, longest: int) -> str:
+    pages = left // page_bytes
+    if pages < 1:
+        return f"{_gib(smallest)} would do"
+    return (
+        f"kv_memory up to {pages * page_bytes} bytes would fit, with max_context up to "
+        f"{min(pages * PAGE_SIZE, longest)}"
+    )
+
+
 def _max_running(options: EngineOptions) -> int:
     return options.max_running or DEFAULT_RUNNING
 
@@ -95,7 +173,7 @@ def _cache_bytes(kv_memory: str | float | None, *, left: int, weights: int, free
     return int(kv_memory * free)
 
 
-def _fit_context(asked: int | None, longest: int, num_pages: int) -> int:
+def _fit_context(asked: int | None, longest: int, num_pages: int, page_bytes: int) -> int:
     """The longest sequence: what was asked for if the cache holds it, else what both model and cache allow."""
     capacity = num_pages * PAGE_SIZE
     if asked is None:
@@ -104,7 +182,9 @@ def _fit_context(asked: int | None, longest: int, num_pages: int) -> int:
         raise ConfigError(f"max_context: the model was made for {longest} tokens, got {asked}", option="max_context")
     if asked > capacity:
         raise ConfigError(
-            f"max_context: the cache holds {capacity} tokens, got {asked}; raise kv_memory", option="max_context"
+            f"max_context: the cache holds {capacity} tokens, got {asked}; ask for at most {capacity}, or for "
+            f"kv_memory of at least {-(-asked // PAGE_SIZE) * page_bytes} bytes",
+            option="max_context",
         )
     return asked
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from streamgen.backends.base import Backend, LoadOptions
+from msgspec import Struct
+
+from streamgen.backends.base import Backend, LoadedModel, LoadOptions
 from streamgen.backends.select import select_backend
 from streamgen.checkpoints.open import CheckpointWeights, open_checkpoint
 from streamgen.config import EngineOptions, LoadProgress, MemoryPlan
-from streamgen.errors import LoadError
-from streamgen.execution.memory import PAGE_SIZE, STEP_ROWS, plan_memory
+from streamgen.execution.background import Background, LoadCancelled, check_cancelled
+from streamgen.execution.memory import LEDGER, PAGE_SIZE, STEP_ROWS, Promise, plan_memory
 from streamgen.execution.runner import Runner
 from streamgen.execution.threads import available_threads
 from streamgen.hub import resolve_model
@@ -22,7 +23,7 @@ from streamgen.text.chat import ChatTemplates
 from streamgen.text.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from streamgen.checkpoints.base import Checkpoint
     from streamgen.hub_models import OnProgress
@@ -33,19 +34,13 @@ if TYPE_CHECKING:
 EMBEDDING = "model.embed_tokens.weight"
 
 
-class LoadCancelled(LoadError):
-    """Opening was given up by who asked for it."""
-
-    code = "load_cancelled"
-
-
-class _Prepared:
+class Prepared:
     """A checkpoint with its program and plan, before its weights are read. Headers only."""
 
-    def __init__(self, options: EngineOptions, on_progress: OnProgress) -> None:
-        path = resolve_model(options.model, offline=options.offline, revision=options.revision, on_progress=on_progress)
-        self.checkpoint: Checkpoint = open_checkpoint(Path(path))
+    def __init__(self, options: EngineOptions, path: Path) -> None:
+        self.checkpoint: Checkpoint = open_checkpoint(path)
         try:
+            self.options = options
             self.config = self.checkpoint.config
             self.dtype = choose_dtype(options.dtype, self.checkpoint)
             self.threads = options.threads or available_threads()
@@ -53,32 +48,71 @@ class _Prepared:
             factors = read_freq_factors(self.checkpoint)
             self.program: Program = build_program(self.config, max_context=max_context, freq_factors=factors)
             self.backend: Backend = select_backend(self.program, self.dtype)
-            self.plan = plan_memory(
-                options, self.config, self.program, self.backend, dtype=self.dtype, threads=self.threads
-            )
         except BaseException:
             self.checkpoint.close()
             raise
 
+    def make_plan(self) -> MemoryPlan:
+        """Its sizes, from what memory is left now; see `plan_memory`."""
+        return plan_memory(
+            self.options, self.config, self.program, self.backend, dtype=self.dtype, threads=self.threads
+        )
+
 
 class OpenModel:
-    """A model that is ready to run. Close it once nothing runs any more."""
+    """A model that is ready to run. Close it once nothing runs any more.
 
-    def __init__(
-        self, *, prepared: _Prepared, runner: Runner, tokenizer: Tokenizer, chat_template: ChatTemplates, limits: Limits
-    ) -> None:
+    processors   logits processors by request id; owned by who accepts requests
+    """
+
+    supports_processors = True
+
+    def __init__(self, prepared: Prepared, text: OpenText, promise: Promise, model: LoadedModel) -> None:
+        plan = promise.plan
         self.name = prepared.checkpoint.model_name
         self.config: ModelConfig = prepared.config
-        self.plan: MemoryPlan = prepared.plan
+        self.plan: MemoryPlan = plan
         self.sampling_defaults: Sampling = prepared.checkpoint.sampling_defaults
-        self.runner = runner
-        self.tokenizer = tokenizer
-        self.chat_template = chat_template
-        self.limits = limits
+        self.tokenizer = text.tokenizer
+        self.chat_template = text.templates
+        self.limits = limits_of(plan, prepared.options)
+        self.processors: dict[int, tuple[Callable[..., object], ...]] = {}
+        self.runner = make_runner(model, plan, self.processors)
+        self._promise = promise
+        self._recipe = _Recipe.of(prepared, plan)
+        _promise_pages(promise, self.runner)
+
+    def sleep(self, *, keep_weights: bool) -> None:
+        """Give pages and workspace back to the system, and weights unless they are kept; `wake` undoes it.
+
+        Blocking; called while nothing runs. What the pages held is gone. Weights that were given back are read from
+        the model's file again, which the system may still have in memory.
+        """
+        self.runner.sleep(keep_weights=keep_weights)
+        if not keep_weights:
+            self._promise.planned = 0
+
+    def wake(self, is_cancelled: Callable[[], bool]) -> None:
+        """Take the memory again; nothing to do where the weights were kept.
+
+        Raises:
+            LoadError: the model's file is not there any more or has changed, the memory is not there, or
+                `is_cancelled` said so. The model still sleeps then, and can be woken again.
+        """
+        if self.runner.has_model:
+            return
+        LEDGER.renew(self._promise)
+        try:
+            self.runner.wake(self._recipe.load(self._promise, is_cancelled))
+        except BaseException:
+            self._promise.planned = 0
+            raise
+        _promise_pages(self._promise, self.runner)
 
     def close(self) -> None:
         """Free weights, pages and threads; idempotent."""
         self.runner.close()
+        LEDGER.release(self._promise)
 
 
 def plan_model(options: EngineOptions) -> MemoryPlan:
@@ -87,38 +121,143 @@ def plan_model(options: EngineOptions) -> MemoryPlan:
     Raises:
         LoadError: the model cannot be opened.
     """
-    prepared = _Prepared(options, None)
-    prepared.checkpoint.close()
-    return prepared.plan
+    prepared = Prepared(options, find_model(options, None))
+    try:
+        return prepared.make_plan()
+    finally:
+        prepared.checkpoint.close()
 
 
 def open_model(options: EngineOptions, on_progress: OnProgress, is_cancelled: Callable[[], bool]) -> OpenModel:
     """Load a model for `options`.
 
+    Where `is_cancelled` says so it ends within some tens of milliseconds. What cannot be stopped, as a library that
+    builds a tokenizer, then ends by itself in its own thread, and is read by nobody.
+
     Raises:
-        LoadError: it is not there, not supported, corrupt, does not fit, or `is_cancelled` said so.
+        LoadError: it is not there, not supported, corrupt, does not fit, or LoadCancelled.
     """
-    prepared = _Prepared(options, on_progress)
+    path = Background(lambda: find_model(options, on_progress), daemon=True).result(is_cancelled)
+    prepared = Prepared(options, path)
     try:
-        text = _Background(lambda: _open_text(prepared.checkpoint, options))
+        check_cancelled(is_cancelled)
+        promise = LEDGER.reserve(prepared.make_plan)
         try:
-            runner = _load_runner(prepared, on_progress, is_cancelled)
-        finally:
-            text.join()
-        try:
-            tokenizer, templates = text.result()
+            return _load(prepared, promise, on_progress, is_cancelled)
         except BaseException:
-            runner.close()
+            LEDGER.release(promise)
             raise
-        return OpenModel(
-            prepared=prepared,
-            runner=runner,
-            tokenizer=tokenizer,
-            chat_template=templates,
-            limits=_limits(prepared, options),
+    finally:
+        prepared.checkpoint.close()
+
+
+def load_runner(
+    options: EngineOptions, plan: MemoryPlan, on_progress: OnProgress, is_cancelled: Callable[[], bool]
+) -> Runner:
+    """The runner alone, with the sizes of a plan that was made before: for an executor in a process of its own.
+
+    Raises:
+        LoadError: as `open_model`.
+    """
+    prepared = Prepared(options, find_model(options, None))
+    try:
+        recipe = _Recipe.of(prepared, plan)
+        model = recipe.load_from(
+            prepared.checkpoint, lambda done: _tell(on_progress, done, plan), is_cancelled=is_cancelled
         )
     finally:
         prepared.checkpoint.close()
+    return make_runner(model, plan, {})
+
+
+def _load(prepared: Prepared, promise: Promise, on_progress: OnProgress, is_cancelled: Callable[[], bool]) -> OpenModel:
+    checkpoint, options = prepared.checkpoint, prepared.options
+    text = Background(lambda: open_text(checkpoint, options), daemon=False)
+    try:
+        model = _Recipe.of(prepared, promise.plan).load_from(
+            checkpoint, _counting(promise, on_progress), is_cancelled=is_cancelled
+        )
+    except LoadCancelled:
+        raise
+    except BaseException:
+        text.join()
+        raise
+    try:
+        return OpenModel(prepared, text.result(is_cancelled), promise, model)
+    except BaseException:
+        model.close()
+        raise
+
+
+class _Recipe(Struct):
+    """What it takes to load the weights, the first time and again."""
+
+    path: Path
+    program: Program
+    backend: Backend
+    options: LoadOptions
+
+    @classmethod
+    def of(cls, prepared: Prepared, plan: MemoryPlan) -> _Recipe:
+        load = LoadOptions(
+            dtype=prepared.dtype,
+            max_rows=STEP_ROWS,
+            num_pages=plan.num_pages,
+            page_size=PAGE_SIZE,
+            max_context=plan.max_context,
+            threads=prepared.threads,
+        )
+        return cls(prepared.checkpoint.path, prepared.program, prepared.backend, load)
+
+    def load(self, promise: Promise, is_cancelled: Callable[[], bool]) -> LoadedModel:
+        """Open the checkpoint again for it."""
+        checkpoint = open_checkpoint(self.path)
+        try:
+            return self.load_from(checkpoint, _counting(promise, None), is_cancelled=is_cancelled)
+        finally:
+            checkpoint.close()
+
+    def load_from(
+        self, checkpoint: Checkpoint, on_packed: Callable[[int], None], *, is_cancelled: Callable[[], bool]
+    ) -> LoadedModel:
+        """Pack the weights; `on_packed` hears the bytes."""
+
+        def on_bytes(done: int) -> None:
+            check_cancelled(is_cancelled)
+            on_packed(done)
+
+        return self.backend.load(self.program, CheckpointWeights(checkpoint), self.options, on_bytes)
+
+
+def _counting(promise: Promise, on_progress: OnProgress) -> Callable[[int], None]:
+    """What is packed counts as touched, and is told to the host."""
+    packed = 0
+    promise.touched = lambda: packed
+
+    def on_packed(done: int) -> None:
+        nonlocal packed
+        packed = done
+        _tell(on_progress, done, promise.plan)
+
+    return on_packed
+
+
+def _tell(on_progress: OnProgress, done: int, plan: MemoryPlan) -> None:
+    if on_progress is not None:
+        on_progress(LoadProgress(stage="weights", done=done, total=plan.weights))
+
+
+def find_model(options: EngineOptions, on_progress: OnProgress) -> Path:
+    """Where the model is; a hub id may be fetched. Raises ModelNotFound."""
+    return Path(
+        resolve_model(options.model, offline=options.offline, revision=options.revision, on_progress=on_progress)
+    )
+
+
+def _promise_pages(promise: Promise, runner: Runner) -> None:
+    """The weights are in memory; pages and workspace come as they are used."""
+    promise.touched = runner.resident_bytes
+    promise.planned = promise.plan.cache + promise.plan.workspace
 
 
 def choose_dtype(asked: str, checkpoint: Checkpoint) -> str:
@@ -129,68 +268,42 @@ def choose_dtype(asked: str, checkpoint: Checkpoint) -> str:
     return "float32" if info is not None and info.type is TensorType.F32 else "bfloat16"
 
 
-def _limits(prepared: _Prepared, options: EngineOptions) -> Limits:
+def limits_of(plan: MemoryPlan, options: EngineOptions) -> Limits:
+    """What the scheduler may give away."""
     return Limits(
-        num_pages=prepared.plan.num_pages,
+        num_pages=plan.num_pages,
         page_size=PAGE_SIZE,
-        max_running=prepared.plan.max_running,
+        max_running=plan.max_running,
         step_tokens=STEP_ROWS,
-        max_context=prepared.plan.max_context,
+        max_context=plan.max_context,
         max_queued=options.max_queued,
         prefix_cache=options.prefix_cache,
     )
 
 
-def _load_runner(prepared: _Prepared, on_progress: OnProgress, is_cancelled: Callable[[], bool]) -> Runner:
-    plan = prepared.plan
-
-    def on_bytes(done: int) -> None:
-        if is_cancelled():
-            raise LoadCancelled("opening the model was cancelled")
-        if on_progress is not None:
-            on_progress(LoadProgress(stage="weights", done=done, total=plan.weights))
-
-    load = LoadOptions(
-        dtype=prepared.dtype,
-        max_rows=STEP_ROWS,
-        num_pages=plan.num_pages,
-        page_size=PAGE_SIZE,
+def make_runner(
+    model: LoadedModel, plan: MemoryPlan, processors: Mapping[int, tuple[Callable[..., object], ...]]
+) -> Runner:
+    """A runner for the sizes of a plan."""
+    return Runner(
+        model,
+        num_slots=plan.max_running,
         max_context=plan.max_context,
-        threads=prepared.threads,
+        page_size=PAGE_SIZE,
+        processors=processors,
     )
-    weights = CheckpointWeights(prepared.checkpoint)
-    model = prepared.backend.load(prepared.program, weights, load, on_bytes)
-    return Runner(model, num_slots=plan.max_running, max_context=plan.max_context, page_size=PAGE_SIZE)
 
 
-def _open_text(checkpoint: Checkpoint, options: EngineOptions) -> tuple[Tokenizer, ChatTemplates]:
+class OpenText(Struct):
+    """How a checkpoint's text becomes ids, and messages text."""
+
+    tokenizer: Tokenizer
+    templates: ChatTemplates
+
+
+def open_text(checkpoint: Checkpoint, options: EngineOptions) -> OpenText:
+    """Load tokenizer and chat templates. Raises LoadError."""
     source = checkpoint.tokenizer_source
     tokenizer = load_tokenizer(source)
     sources = source.chat_templates if options.chat_template is None else {"default": options.chat_template}
-    return tokenizer, ChatTemplates(sources, special_tokens=tokenizer.special_tokens)
-
-
-class _Background:
-    """Runs one function in a thread of its own, beside packing; `result` waits and re-raises."""
-
-    def __init__(self, function: Callable[[], Any]) -> None:
-        self._outcome: Any = None
-        self._error: BaseException | None = None
-        self._function = function
-        self._thread = threading.Thread(target=self._run, name="streamgen-text")
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._outcome = self._function()
-        except BaseException as error:  # re-raised by result
-            self._error = error
-
-    def join(self) -> None:
-        self._thread.join()
-
-    def result(self) -> Any:
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-        return self._outcome
+    return OpenText(tokenizer, ChatTemplates(sources, special_tokens=tokenizer.special_tokens))

@@ -43,6 +43,7 @@ class Slots:
     page_tables   int32 [num_slots, max_pages]
     templates     SAMPLE_ROW [num_slots], everything of a sample row that does not change from step to step
     biases, bans, scores   only for the slots that have them, so that others cost nothing
+    processors    slot -> the request whose logits processors it has; `failed` are the slots where these failed already
     """
 
     def __init__(self, *, num_slots: int, max_context: int, page_size: int) -> None:
@@ -52,6 +53,8 @@ class Slots:
         self.biases: dict[int, dict[int, float]] = {}
         self.bans: dict[int, Bans] = {}
         self.scores: dict[int, ScoreRange] = {}
+        self.processors: dict[int, int] = {}
+        self.failed: set[int] = set()
         self._num_pages = [0] * num_slots
 
     def begin(self, begin: Begin) -> None:
@@ -60,6 +63,8 @@ class Slots:
         self.tokens[slot, : len(begin.ids)] = begin.ids
         self._num_pages[slot] = 0
         self.append_pages(slot, begin.pages)
+        _set_or_drop(self.processors, slot, begin.processors)
+        self.failed.discard(slot)
         self._fill_template(begin)
         sampling = begin.sampling
         _set_or_drop(self.biases, slot, sampling.logit_bias or None)
@@ -91,6 +96,7 @@ class Slots:
         row["num_prompt"] = begin.num_prompt
         row["sample_index"] = begin.sample_index
         row["mask"] = -1
+        row["logits"] = -1 if begin.processors is None else 0  # numbered step by step
         for name in (
             "top_k",
             "temperature",

@@ -100,10 +100,12 @@ class Admission:
         self._pool = pool
         self.lengths = OutputLengths()
 
-    def fits(self, running: Iterable[Sequence], candidate: Sequence, *, with_followers: bool = True) -> bool:
-        """Whether all of them can run side by side to their ends, as far as can be told."""
+    def fits(
+        self, running: Iterable[Sequence], candidate: Sequence, *, num_pinned: int = 0, with_followers: bool = True
+    ) -> bool:
+        """Whether all of them can run side by side to their ends, beside pinned pages, as far as can be told."""
         peak = self.predicted_peak([*running, candidate], with_followers=with_followers)
-        return peak <= self._limits.num_pages
+        return peak + num_pinned <= self._limits.num_pages
 
     def predicted_peak(self, sequences: Collection[Sequence], *, with_followers: bool = True) -> int:
         """The most pages that they will hold at one time; those whose prompts are not computed in the order they run.

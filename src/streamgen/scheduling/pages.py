@@ -144,6 +144,11 @@ class PagePool:
         """The cached pages, next to be evicted first."""
         return tuple(self._cached)
 
+    def forget_cached(self) -> None:
+        """Every cached page becomes a free one."""
+        while self._cached:
+            self._free.append(self._evict())
+
     def _evict(self) -> int:
         page = next(iter(self._cached))
         del self._cached[page]

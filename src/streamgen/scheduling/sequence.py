@@ -11,8 +11,13 @@ samples, it gives token p + 1.
 from __future__ import annotations
 
 from enum import Enum, auto
+from typing import TypeAlias
 
 from streamgen.messages import Admit, Begin
+
+AGE_SECONDS = 10.0  # of waiting are worth one step of priority
+
+Rank: TypeAlias = tuple[int, float, int, int]
 
 
 class State(Enum):
@@ -20,6 +25,7 @@ class State(Enum):
 
     HELD = auto()  # a further continuation, whose request's prompt is not computed yet
     WAITING = auto()
+    PARKED = auto()  # preempted while its reader is behind: it waits for him, outside the queue
     RUNNING = auto()
     ENDED = auto()
 
@@ -60,7 +66,11 @@ class Rows:
 class Sequence:
     """The mutable state of one continuation of a request, owned by the scheduler alone.
 
-    rank             (-priority, arrival, index): the smaller, the more important
+    rank             the smaller, the more important: (level, deadline, arrival, index). A level is a step of priority,
+                     or AGE_SECONDS of having arrived earlier; ranks never change, so queues stay sorted
+    has_started      it had a slot before, and was charged for its prompt
+    is_paused        its reader is behind: it gets no rows
+    num_losses       executors that died while it ran
     max_tokens       cut to what the context and the page pool can hold
     names            prefix-cache names: the root, then one per full page, as far as they were needed
     num_offered      pages that were offered to the prefix index in this run
@@ -76,14 +86,17 @@ class Sequence:
         "followers",
         "has_reported",
         "has_stale_tail",
+        "has_started",
         "ids",
         "index",
+        "is_paused",
         "is_verifying",
         "leader",
         "max_tokens",
         "names",
         "next_score",
         "num_computed",
+        "num_losses",
         "num_offered",
         "num_pending",
         "num_prompt",
@@ -101,7 +114,9 @@ class Sequence:
     def __init__(self, request: Admit, *, index: int, arrival: int, max_tokens: int, root: bytes) -> None:
         self.request = request
         self.index = index
-        self.rank = (-request.priority, arrival, index)
+        level = int(request.arrival // AGE_SECONDS) - request.priority
+        deadline = float("inf") if request.deadline is None else request.deadline
+        self.rank: Rank = (level, deadline, arrival, index)
         self.ids = list(request.prompt_ids)
         self.num_prompt = len(self.ids)
         self.max_tokens = max_tokens
@@ -116,9 +131,10 @@ class Sequence:
         self.run = 0
         self.num_scheduled = self.num_computed = self.num_pending = 0
         self.num_offered = self.num_shared_hint = 0
-        self.is_verifying = self.has_stale_tail = False
+        self.is_verifying = self.has_stale_tail = self.is_paused = False
+        self.num_losses = 0
         self.cached_tokens = 0
-        self.has_reported = False
+        self.has_reported = self.has_started = False
 
     @property
     def num_tokens(self) -> int:
@@ -138,7 +154,7 @@ class Sequence:
     @property
     def can_decode(self) -> bool:
         """Whether a row may be planned that samples one more token."""
-        return not self.is_verifying and self.num_tokens - self.num_prompt < self.max_tokens
+        return not (self.is_verifying or self.is_paused) and self.num_tokens - self.num_prompt < self.max_tokens
 
     @property
     def num_unplanned(self) -> int:
@@ -192,6 +208,7 @@ class Sequence:
             min_length=self.num_prompt + sampling.min_tokens if sampling.min_tokens else 0,
             sample_index=self.index,
             score_from=self.next_score if wants_scores else None,
+            processors=self.request.request_id if self.request.has_processors else None,
         )
 
     def plan_chunk(self, count: int, pages: tuple[int, ...]) -> Rows:

@@ -20,8 +20,9 @@ class Counters(Struct, kw_only=True):
 class SchedulerStats(Struct, frozen=True, kw_only=True):
     """Where the scheduler stands, and what it has done since it was made.
 
-    running, waiting      sequences with and without a slot
-    pages_used            held by running sequences; pages_cached: idle, with content that may be found again
+    running, waiting      sequences with and without a slot; paused: those whose readers are behind, with or without
+    pages_used            held by running sequences; pages_cached: idle, with content that may be found again;
+                          pages_pinned: kept for sessions, where nothing runs on them
     predicted_peak_pages  the most pages that the running sequences are expected to hold at one time
     steps                 planned so far
     computed_tokens       rows whose results arrived, those run again after a preemption included
@@ -31,8 +32,10 @@ class SchedulerStats(Struct, frozen=True, kw_only=True):
 
     running: int
     waiting: int
+    paused: int
     pages_used: int
     pages_cached: int
+    pages_pinned: int
     pages_total: int
     predicted_peak_pages: int
     steps: int

@@ -13,15 +13,20 @@ if TYPE_CHECKING:
 class Step:
     """Collects who runs in a step, within its budget of rows."""
 
-    def __init__(self, number: int, budget: int) -> None:
+    def __init__(self, number: int, budget: int, generation: int = 0) -> None:
         self.number = number
+        self.generation = generation
         self.budget = budget  # rows that are left
+        self.guests_budget: int | None = None  # rows left for tenants that were served more than the favoured one
         self._begins: list[Begin] = []
         self._copies: list[tuple[int, int]] = []
         self._rows: dict[int, Rows] = {}
 
     def __bool__(self) -> bool:
         return bool(self._rows)
+
+    def __contains__(self, slot: object) -> bool:
+        return slot in self._rows
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -37,10 +42,12 @@ class Step:
         if copy is not None:
             self._copies.append(copy)
 
-    def add(self, rows: Rows) -> None:
+    def add(self, rows: Rows, *, is_guest: bool = False) -> None:
         """The sequence runs in this step."""
         self._rows[rows.slot] = rows
         self.budget -= rows.count
+        if is_guest and self.guests_budget is not None:
+            self.guests_budget -= rows.count
 
     def drop(self, sequence: Sequence) -> None:
         """The sequence does not run after all: it has just been preempted."""
@@ -62,4 +69,5 @@ class Step:
             samples=tuple([r.samples for r in rows]),
             pages=tuple([r.pages for r in rows]),
             drafts=drafts,
+            generation=self.generation,
         )

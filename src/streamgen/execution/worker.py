@@ -1,0 +1,113 @@
+"""The executor's process: loads the weights and runs plans that come over a socket, for as long as its host lives.
+
+Started by `RemoteRunner` as `python -m streamgen.execution.worker FD HOST_PID`. It has no other way in or out, and it
+ends within milliseconds when the host does, whatever it is doing then.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import sys
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING, Never
+
+from streamgen.errors import StreamgenError
+from streamgen.execution.model import load_runner
+from streamgen.execution.wire import (
+    Connection,
+    ConnectionEnded,
+    DropPages,
+    Dropped,
+    Load,
+    Loaded,
+    LoadFailed,
+    Loading,
+    StepError,
+    ToChild,
+)
+from streamgen.messages import StepPlan
+
+if TYPE_CHECKING:
+    from streamgen.config import LoadProgress
+    from streamgen.execution.runner import Runner
+    from streamgen.messages import StepDone
+
+PROGRESS_BYTES = 1 << 24  # a word to the host for every so many
+
+
+def main(arguments: list[str]) -> None:
+    """Serve the host on the other side of the descriptor until it goes."""
+    fd, host = int(arguments[0]), int(arguments[1])
+    sock = socket.socket(fileno=fd)
+    sock.set_inheritable(False)
+    threading.Thread(target=_end_with, args=(host, fd), name="lifeline", daemon=True).start()
+    connection: Connection[ToChild] = Connection(sock, ToChild)
+    try:
+        _serve(connection)
+    except ConnectionEnded:
+        return
+
+
+def _end_with(host: int, fd: int) -> Never:
+    """Wait until the host is gone, then end: with no clean-up, as a step may be under way for minutes.
+
+    Its process is watched besides the socket, since a fork of the host may hold the other end open.
+    """
+    poll = select.poll()
+    poll.register(fd, getattr(select, "POLLRDHUP", 0))  # a hang-up is told in any case
+    with suppress(AttributeError, OSError):  # no such call, or the host is gone: then so is its end of the socket
+        poll.register(os.pidfd_open(host), select.POLLIN)
+    if os.getppid() == host:
+        poll.poll()
+    os._exit(0)
+
+
+def _serve(connection: Connection[ToChild]) -> None:
+    load = connection.receive()
+    assert isinstance(load, Load), f"expected Load, got {type(load).__name__}"
+    try:
+        runner = load_runner(load.options, load.plan, _Reporter(connection).report, lambda: False)
+    except BaseException as error:
+        connection.send(_load_failed(error))
+        return
+    connection.send(Loaded())
+    while True:
+        message = connection.receive()
+        if isinstance(message, StepPlan):
+            connection.send(_run(runner, message))
+        elif isinstance(message, DropPages):
+            runner.sleep(keep_weights=True)
+            connection.send(Dropped())
+
+
+def _run(runner: Runner, plan: StepPlan) -> StepDone | StepError:
+    try:
+        return runner.execute(plan)
+    except Exception as error:  # the host has to hear of it; anything worse ends the process, which it hears too
+        return StepError(message=f"{type(error).__name__}: {error}")
+
+
+def _load_failed(error: BaseException) -> LoadFailed:
+    if isinstance(error, StreamgenError):
+        return LoadFailed(code=error.code, message=error.message)
+    return LoadFailed(code="load_error", message=f"{type(error).__name__}: {error}")
+
+
+class _Reporter:
+    """Tells the host how far loading is, now and then: tensors may be small and many."""
+
+    def __init__(self, connection: Connection[ToChild]) -> None:
+        self._connection = connection
+        self._told = -PROGRESS_BYTES
+
+    def report(self, progress: LoadProgress) -> None:
+        if progress.done - self._told >= PROGRESS_BYTES or progress.done == progress.total:
+            self._told = progress.done
+            self._connection.send(Loading(progress=progress))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
