@@ -5,6 +5,8 @@
 #   make lint      ruff and clang-format, as checks        make format   the same, applied
 #   make types     mypy, strict
 #   make bench     the figures of README.md, into docs/benchmarks/
+#   make chaos     10,000 requests, cancelled and broken at random     make soak   120 % load for SOAK_MINUTES
+#   make lag       how late a host's loop runs, here and under other engines, into docs/benchmarks/
 #   make test-slow the slow tests, at most SLOW_SECONDS    make clean    remove .venv and build
 #
 # TORCH    which torch to install; its CPU build is taken where one is offered (a CUDA build is gigabytes)
@@ -16,6 +18,8 @@ TORCH_INDEX ?=
 SLOW_SECONDS ?= 900
 SLOW_MODEL ?= qwen2.5-coder-0.5b-instruct
 PYTEST_ARGS ?=
+SOAK_MINUTES ?= 10
+CHAOS_REQUESTS ?= 10000
 QUESTION ?= Name three rivers of Europe, and say in a sentence where one of them ends.
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; do \
@@ -27,7 +31,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 STAMPS := $(VENV)/stamps
 CPP := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.inl)
 
-.PHONY: demo test test-slow lint types format bench clean tools
+.PHONY: demo test test-slow lint types format bench chaos soak lag clean tools
 .DELETE_ON_ERROR:
 
 demo: $(STAMPS)/package $(STAMPS)/model
@@ -58,6 +62,15 @@ types: $(STAMPS)/package $(STAMPS)/test $(STAMPS)/dev
 
 bench: $(STAMPS)/package $(STAMPS)/model
 	@$(BIN)/python benchmarks/offline.py
+
+chaos: $(STAMPS)/package $(STAMPS)/test
+	@$(BIN)/python -m tests.chaos --requests $(CHAOS_REQUESTS)
+
+soak: $(STAMPS)/package $(STAMPS)/model
+	@$(BIN)/python benchmarks/soak.py --minutes $(SOAK_MINUTES)
+
+lag: $(STAMPS)/package $(STAMPS)/test $(STAMPS)/model
+	@$(BIN)/python benchmarks/host_lag.py
 
 clean:
 	rm -rf $(VENV) build

@@ -203,9 +203,8 @@ def table(results: dict[str, list[dict[str, Any]]], why_not: dict[str, str]) -> 
             continue
         middle = sorted(rounds, key=lambda r: float(r["p99"]))[len(rounds) // 2]
         most = max(r["max"] for r in rounds)
-        rows.append(
-            f"| {subject} | {middle['p50']:.2f} | {middle['p99']:.2f} | {most:.1f} | {middle['tokens_per_second']:.0f} |"
-        )
+        rate = middle["tokens_per_second"]
+        rows.append(f"| {subject} | {middle['p50']:.2f} | {middle['p99']:.2f} | {most:.1f} | {rate:.0f} |")
     return "\n".join(rows)
 
 

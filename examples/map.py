@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator
 import anyio
 
 import streamgen as sg
-from streamgen.mapping import Err, Ok
 
 COUNTRIES = ("France", "Japan", "", "Kenya", "Peru")
 
@@ -27,9 +26,9 @@ async def main() -> None:
         async with engine.map(questions(), concurrency=2, ordered=True, max_tokens=8, temperature=0) as results:
             async for result in results:
                 match result:
-                    case Ok(index, completion):
+                    case sg.Ok(index, completion):
                         print(f"{COUNTRIES[index]}:{completion.text!r}")
-                    case Err(index, error):
+                    case sg.Err(index, error):
                         print(f"item {index}: {error}")
 
         async with engine.map((f"{i} plus {i} is" for i in range(1_000_000)), max_tokens=4) as results:

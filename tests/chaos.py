@@ -1,4 +1,4 @@
-"""Chaos: thousands of requests on a real tiny model, cancelled at random, with faults of every kind and readers that sleep.
+"""Chaos: thousands of requests on a real tiny model, cancelled at random, with faults and readers that sleep.
 
     python -m tests.chaos [--requests 10000] [--seed 1] [--model PATH]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import warnings
 from contextlib import asynccontextmanager
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.lowlevel
@@ -42,8 +42,8 @@ class Scene:
 
     def __init__(self, state: str) -> None:
         self.state = state
-        few = {"max_running": 1} if state == "queued" else {"num_pages": 8} if state == "preempted" else {}
-        self.opener = FakeOpener(**few)
+        few: dict[str, dict[str, Any]] = {"queued": {"max_running": 1}, "preempted": {"num_pages": 8}}
+        self.opener = FakeOpener(**few.get(state, {}))
         self.runner = self.opener.runner
         self.engine = sg.Engine(_opener=self.opener)
         self.others: list[sg.Stream[Any]] = []

@@ -17,11 +17,22 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(streamgen.__file__).parent
 
-BASE = {"errors", "messages", "sampling", "completion", "config"}
+BASE = {"errors", "messages", "sampling", "completion", "config", "faults"}
 PURE = {"scheduling", "text"}
-HOST = {"mailbox", "prompt", "metrics"}
+HOST = {"mailbox", "prompt", "metrics", "latencies", "lifecycle", "tracefile"}
 DEVICE = {"quantization", "models", "checkpoints", "backends", "execution"}
-FRONT = {"request", "stream", "engine", "sync"}
+FRONT = {
+    "request",
+    "stream",
+    "engine_base",
+    "engine",
+    "sync",
+    "session",
+    "sync_session",
+    "mapping",
+    "sync_mapping",
+    "text_engine",
+}
 ANYTHING = {"cli", "testing", "asgi", "contrib", "__main__"}
 
 # part -> what it may import of the package, beside itself
@@ -38,12 +49,22 @@ MAY_IMPORT: dict[str, set[str]] = {
     "text": BASE,
     "mailbox": BASE,
     "prompt": BASE | {"text"},
-    "metrics": BASE,
+    "faults": set(),
+    "latencies": set(),
+    "metrics": BASE | {"latencies"},
+    "lifecycle": BASE | {"mailbox"},
+    "tracefile": BASE,
     "actors": BASE | PURE | HOST,
     "request": BASE | HOST | {"actors"},
     "stream": BASE | HOST | {"request"},
-    "engine": BASE | HOST | {"actors", "request", "stream", "execution"},
-    "sync": BASE | HOST | {"actors", "request", "stream", "engine"},
+    "engine_base": BASE | HOST | {"actors", "request", "execution"},
+    "session": BASE | HOST | {"request", "stream", "engine_base"},
+    "mapping": BASE | HOST | {"request", "engine_base"},
+    "engine": BASE | HOST | {"actors", "request", "stream", "engine_base", "session", "mapping"},
+    "sync_mapping": BASE | HOST | {"request", "engine_base", "mapping"},
+    "sync": BASE | HOST | {"actors", "request", "stream", "engine_base", "sync_mapping", "sync_session"},
+    "sync_session": BASE | HOST | {"request", "session", "sync"},
+    "text_engine": BASE | HOST | {"request"},
     "quantization": BASE,
     "models": BASE | {"quantization", "checkpoints"},
     "checkpoints": BASE | {"quantization", "models"},

@@ -82,6 +82,17 @@ def test_the_life_of_a_request() -> None:
     ]
 
 
+def test_a_first_token_comes_once_even_if_it_is_said_again() -> None:
+    scene = Scene()
+    scene.ask(1, max_tokens=5)
+    stream = scene.recorder.subscribe()
+    scene.step()
+    (sequence,) = scene.scheduler._requests[1]
+    scene.journal.first_token(sequence)
+    assert kinds(stream.take()).count("FirstToken") == 1
+    assert scene.recorder.latencies().first_token.count == 1
+
+
 def test_cached_tokens_and_preemptions_are_told() -> None:
     scene = Scene()
     scene.ask(1, prompt=12, max_tokens=1)
@@ -274,6 +285,14 @@ async def test_close_ends_every_reader() -> None:
         stream.close()
     stream.close()
     await stream.aclose()
+
+
+async def test_close_forgets_what_is_unread() -> None:
+    stream = Scene().recorder.subscribe()
+    stream.put([step_event(1)])
+    stream.close()
+    assert [event async for event in stream] == []
+    assert list(stream) == []
 
 
 async def test_cancelling_a_reader_loses_no_event() -> None:

@@ -10,8 +10,8 @@ import anyio
 import pytest
 
 import streamgen as sg
+from streamgen import Err, Ok
 from streamgen.config import Tenant
-from streamgen.mapping import Err, Ok
 from tests.fakes import BOS, EOS, FakeOpener, expected_text, threads_of_engines
 
 if TYPE_CHECKING:
@@ -351,6 +351,15 @@ async def test_leaving_half_way_leaves_nothing(engine: sg.Engine, opener: FakeOp
     assert await read(results) == []
     opener.runner.open_gate()
     assert (await engine.generate("after", max_tokens=3)).text == expected_text((BOS, *b"after"), 3)
+
+
+async def test_leaving_while_output_comes() -> None:
+    async with sg.Engine(_opener=FakeOpener(as_many_as_asked)) as engine:
+        for _ in range(60):
+            with anyio.fail_after(10):
+                async with engine.map(["1", "400", "400", "400"], concurrency=4) as results:
+                    assert (await anext(results)).index == 0
+            assert engine.stats().open_requests == 0
 
 
 @pytest.mark.parametrize("kind", ["plain", "asynchronous"])

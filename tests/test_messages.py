@@ -16,10 +16,13 @@ from streamgen.messages import (
     Cancel,
     DetokenizerInbox,
     ExecutorInbox,
+    Fault,
     Message,
     Open,
+    Pause,
     Progress,
     Refused,
+    Resume,
     SchedulerInbox,
     StepDone,
     StepFailed,
@@ -28,6 +31,7 @@ from streamgen.messages import (
     Submit,
     TokenizerInbox,
     TokenLogprobs,
+    Unpin,
 )
 from streamgen.sampling import ResolvedSampling
 
@@ -67,7 +71,11 @@ EXAMPLES: list[Message] = [
         drafts=((), (5, 6)),
     ),
     StepDone(step=9, tokens=((1,), ()), logprobs=((LOGPROBS,), ()), scores=((), (LOGPROBS,)), seconds=0.01),
-    StepFailed(step=9, message="no"),
+    StepDone(step=9, tokens=((-1,),), faults=(Fault(0, "processor_error", "it raised"),)),
+    StepFailed(step=9, message="no", kind="lost"),
+    Pause(request_id=1, index=2),
+    Resume(request_id=1),
+    Unpin(key="session:1"),
     Advance(
         entries=(
             Progress(request_id=1, ids=(1,), logprobs=(LOGPROBS,), cached_tokens=0),

@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 
 PUBLIC = """
 AdmissionError Completion ConfigError CorruptWeights DeadlineExceeded Delta Engine EngineClosed EngineFailed
-EngineOptions EngineOverloaded EngineState Event FinishReason Finished GenerationError IncompleteOutput
-InsufficientMemory InvalidRequest KernelUnavailable LoadError LoadProgress MemoryPlan Message ModelNotFound
-NotSupported OutputInvalid ProcessorError Prompt PromptTooLong RateLimited Rendered RequestError Sampling
-SamplingFields SchemaError SchemaTooComplex SessionBusy SlowConsumer Started Stats Stream StreamgenError
-TemplateError Text Timings TokenLogprob TopLogprob UnknownAdapter UnsupportedModel Usage __version__ assistant
-errors sync system tool_result user
+EngineOptions EngineOverloaded EngineState Err Event EventStream FinishReason Finished FirstToken
+GenerationError Histogram IncompleteOutput InsufficientMemory InvalidRequest KernelUnavailable Latencies
+LifecycleEvent LoadError LoadProgress LogitsProcessor MemoryPlan Message ModelNotFound NotSupported Ok
+OutputInvalid ProcessorError Prompt PromptTooLong RateLimited Rendered RequestAdmitted RequestError
+RequestFinished RequestPreempted RequestStarted ResultStream Sampling SamplingFields SchemaError
+SchemaTooComplex Session SessionBusy SlowConsumer Started StateChanged Stats StepCompleted Stream
+StreamgenError TemplateError Tenant Text TextEngine Timings TokenLogprob TopLogprob UnknownAdapter
+UnsupportedModel Usage __version__ assistant errors sync system tool_result user
 """.split()
 
 ENGINE_OPTIONS = """
@@ -34,7 +36,7 @@ idle_sleep chat_template offline revision on_progress name
 """.split()
 
 ENGINE_METHODS = """
-aclose beam_search compile drain embed generate load_adapter map name open options plan render restart
+aclose beam_search compile drain embed generate load_adapter load_progress map name open options plan render restart
 run_tools sample score session sleep state stats stream subscribe tokenize trace wake
 """.split()
 

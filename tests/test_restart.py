@@ -5,13 +5,14 @@ from __future__ import annotations
 import gc
 import logging
 import threading
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.lowlevel
 import pytest
 
 import streamgen as sg
+from streamgen.actors.world import RealWorld
 from tests.fakes import BOS, FakeOpener, expected_text, threads_of_engines
 
 if TYPE_CHECKING:
@@ -137,8 +138,8 @@ async def test_a_restart_that_fails_ends_those_that_waited_for_it() -> None:
 
 
 async def test_a_wedged_step_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step that never comes back: everybody hears of it, the engine can be closed or restarted, no thread is joined."""
-    monkeypatch.setattr("streamgen.actors.core.MIN_STEP_DEADLINE", 0.05)
+    """A step that never comes back: everybody hears of it, and the engine can be closed or restarted."""
+    monkeypatch.setattr(RealWorld, "min_step_deadline", 0.05)
     opener = FakeOpener()
     come_back, came_back = threading.Event(), threading.Event()
     execute = opener.runner.execute
@@ -149,6 +150,7 @@ async def test_a_wedged_step_is_given_up(monkeypatch: pytest.MonkeyPatch) -> Non
         return execute(plan)
 
     async with sg.Engine(_opener=opener) as engine:
+        await engine.generate("hello", max_tokens=3)  # from now on it is known how long steps take
         opener.runner.execute = wedge  # type: ignore[method-assign]
         with anyio.fail_after(5), pytest.raises(sg.EngineFailed, match="deadline"):
             await engine.generate("hello")

@@ -16,7 +16,17 @@ import pytest
 
 from streamgen.config import EngineState
 from streamgen.scheduling.sequence import Sequence
-from streamgen.tracefile import PHASES, trace_events, write_trace
+from streamgen.scheduling.step import Step
+from streamgen.tracefile import (
+    PHASES,
+    Chunk,
+    Phase,
+    SequenceTrace,
+    StepTrace,
+    TraceSnapshot,
+    trace_events,
+    write_trace,
+)
 from tests.journaled import STEP_SECONDS, Scene
 
 PICTURE = Path(__file__).parents[1] / "benchmarks" / "trace_picture.py"
@@ -125,6 +135,45 @@ def test_plans_under_way_that_became_void_are_no_chunks(tmp_path: Path) -> None:
     rows = rows_by_name(written(scene, tmp_path / "trace.json"))
     for row in rows.values():
         assert len(named(row, "prefill")) == len(named(row, "preempted")) + 1
+    chunks = [event for row in rows.values() for event in row if event["name"].startswith("chunk of")]
+    assert len(chunks) == sum(len(track.chunks) for track in scene.recorder._ended)
+
+
+def test_results_that_come_after_a_restart_are_no_chunks() -> None:
+    scene = Scene()
+    scene.ask(1, max_tokens=1)
+    scene.plan()
+    (sequence,) = scene.scheduler._requests[1]
+    scene.scheduler._preempt(sequence, Step(99, 16))
+    scene.scheduler._is_start_paused = False
+    scene.plan()
+    scene.complete()  # of the first plan
+    (track,) = scene.recorder._tracks.values()
+    assert [name for _, name in track.phases] == ["queued", "prefill", "queued", "prefill"]
+    assert not track.chunks
+    scene.run()
+    assert len(track.chunks) == 1
+
+
+def test_slices_of_a_row_do_not_overlap_where_results_came_late(tmp_path: Path) -> None:
+    chunks = (Chunk(1.0, 1.1, 0, 8), Chunk(1.05, 1.15, 8, 8))
+    sequence = SequenceTrace(
+        name="late",
+        index=0,
+        prompt_tokens=16,
+        cached_tokens=0,
+        completion_tokens=1,
+        first_token=1.15,
+        phases=(Phase(1.0, "queued"), Phase(1.02, "prefill"), Phase(1.15, "length")),
+        chunks=chunks,
+    )
+    steps = tuple(StepTrace(i, chunk.start, chunk.end, 8, 1) for i, chunk in enumerate(chunks))
+    snapshot = TraceSnapshot(time=2.0, since=0.0, steps=steps, sequences=(sequence,))
+    write_trace(tmp_path / "trace.json", snapshot)
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    check_nesting(events)
+    assert [e["dur"] for e in events if e["name"] == "step"] == [pytest.approx(100_000), pytest.approx(50_000)]
+    assert [e["dur"] for e in events if e["name"] == "chunk of 8"] == [pytest.approx(80_000), pytest.approx(50_000)]
 
 
 def test_what_still_runs_is_drawn_up_to_now(tmp_path: Path) -> None:
@@ -161,6 +210,12 @@ def test_only_the_last_seconds_are_kept() -> None:
     assert [s.name for s in snapshot.sequences] == ["req-2"]
     assert all(step.end >= snapshot.time - 1.0 for step in snapshot.steps)
     assert len(snapshot.steps) == 15
+    assert len(scene.recorder._steps) == 15  # what is too old is not only hidden
+    scene.run()
+    scene.clock.now += 2.0
+    scene.ask(3, max_tokens=1)
+    scene.run()
+    assert [track.name for track in scene.recorder._ended] == ["req-3"]
 
 
 def test_a_sequence_older_than_the_trace_begins_at_its_edge(tmp_path: Path) -> None:

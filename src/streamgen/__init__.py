@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         TopLogprob,
         Usage,
     )
-    from streamgen.config import EngineOptions, EngineState, LoadProgress, MemoryPlan
+    from streamgen.config import EngineOptions, EngineState, LoadProgress, MemoryPlan, Tenant
     from streamgen.engine import Engine
     from streamgen.errors import (
         AdmissionError,
@@ -55,16 +55,31 @@ if TYPE_CHECKING:
         UnknownAdapter,
         UnsupportedModel,
     )
+    from streamgen.latencies import Histogram, Latencies
+    from streamgen.lifecycle import (
+        EventStream,
+        FirstToken,
+        LifecycleEvent,
+        RequestAdmitted,
+        RequestFinished,
+        RequestPreempted,
+        RequestStarted,
+        StateChanged,
+        StepCompleted,
+    )
+    from streamgen.mapping import Err, Ok, ResultStream
     from streamgen.metrics import Stats
     from streamgen.prompt import Message, Prompt, Rendered, assistant, system, tool_result, user
-    from streamgen.sampling import Sampling, SamplingFields
+    from streamgen.sampling import LogitsProcessor, Sampling, SamplingFields
+    from streamgen.session import Session
     from streamgen.stream import Stream
+    from streamgen.text_engine import TextEngine
 
     __version__: str
 
 _MODULES = {
     "completion": ("Completion Delta Event Finished FinishReason Started Text Timings TokenLogprob TopLogprob Usage"),
-    "config": "EngineOptions EngineState LoadProgress MemoryPlan",
+    "config": "EngineOptions EngineState LoadProgress MemoryPlan Tenant",
     "engine": "Engine",
     "errors": (
         "AdmissionError ConfigError CorruptWeights DeadlineExceeded EngineClosed EngineFailed EngineOverloaded "
@@ -72,10 +87,18 @@ _MODULES = {
         "NotSupported OutputInvalid ProcessorError PromptTooLong RateLimited RequestError SchemaError SchemaTooComplex "
         "SessionBusy SlowConsumer StreamgenError TemplateError UnknownAdapter UnsupportedModel"
     ),
+    "latencies": "Histogram Latencies",
+    "lifecycle": (
+        "EventStream FirstToken LifecycleEvent RequestAdmitted RequestFinished RequestPreempted RequestStarted "
+        "StateChanged StepCompleted"
+    ),
+    "mapping": "Err Ok ResultStream",
     "metrics": "Stats",
     "prompt": "Message Prompt Rendered assistant system tool_result user",
-    "sampling": "Sampling SamplingFields",
+    "sampling": "LogitsProcessor Sampling SamplingFields",
+    "session": "Session",
     "stream": "Stream",
+    "text_engine": "TextEngine",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
 _SUBMODULES = ("errors", "sync")
@@ -93,39 +116,57 @@ __all__ = [  # compared with the lazy names in a test
     "EngineOptions",
     "EngineOverloaded",
     "EngineState",
+    "Err",
     "Event",
+    "EventStream",
     "FinishReason",
     "Finished",
+    "FirstToken",
     "GenerationError",
+    "Histogram",
     "IncompleteOutput",
     "InsufficientMemory",
     "InvalidRequest",
     "KernelUnavailable",
+    "Latencies",
+    "LifecycleEvent",
     "LoadError",
     "LoadProgress",
+    "LogitsProcessor",
     "MemoryPlan",
     "Message",
     "ModelNotFound",
     "NotSupported",
+    "Ok",
     "OutputInvalid",
     "ProcessorError",
     "Prompt",
     "PromptTooLong",
     "RateLimited",
     "Rendered",
+    "RequestAdmitted",
     "RequestError",
+    "RequestFinished",
+    "RequestPreempted",
+    "RequestStarted",
+    "ResultStream",
     "Sampling",
     "SamplingFields",
     "SchemaError",
     "SchemaTooComplex",
+    "Session",
     "SessionBusy",
     "SlowConsumer",
     "Started",
+    "StateChanged",
     "Stats",
+    "StepCompleted",
     "Stream",
     "StreamgenError",
     "TemplateError",
+    "Tenant",
     "Text",
+    "TextEngine",
     "Timings",
     "TokenLogprob",
     "TopLogprob",

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from streamgen.completion import Completion, TokenLogprob
     from streamgen.prompt import Prompt
     from streamgen.request import RequestFields, Submission
-    from streamgen.sampling import Sampling, SamplingFields
+    from streamgen.sampling import LogitsProcessor, Sampling, SamplingFields
 
 T = TypeVar("T")
 
@@ -108,7 +108,7 @@ class Engine(EngineBase):
         cache: str = "tenant",
         adapter: object | None = None,
         on_slow: str = "coalesce",
-        processors: Sequence[object] = (),
+        processors: Sequence[LogitsProcessor] = (),
         request_id: str | None = None,
         **sampling_fields: Unpack[SamplingFields],
     ) -> Stream[T] | Stream[None]:

@@ -291,6 +291,10 @@ class _CheckpointOpener:
         on_progress: Callable[[LoadProgress], None] | None,
         is_cancelled: Callable[[], bool],
     ) -> OpenModel:
+        if options.isolation == "process":
+            from streamgen.execution.remote import open_remote
+
+            return open_remote(options, on_progress, is_cancelled)
         from streamgen.execution.model import open_model
 
         return open_model(options, on_progress, is_cancelled)

@@ -81,7 +81,8 @@ class RequestFinished(LifecycleEvent, frozen=True, kw_only=True, tag=True):
     cause               the same in more detail: "stop" "stopped" (a stop string) "length" "cancelled" "deadline"
                         "queue_deadline" "first_token_deadline" "slow_consumer" "error" "engine_failed" "engine_closed"
     cached_tokens       of the last start
-    completion_tokens   tokens drawn; behind a stop string there may be a few that the answer does not show
+    completion_tokens   tokens drawn; behind a stop string there may be a few that the answer does not show. 0 where the
+                        engine itself ended
     seconds             since it was submitted
     """
 

@@ -22,7 +22,7 @@ from streamgen.mailbox import Mailbox, Notifier, Waiter, Wakes, make_error
 from streamgen.request import check_request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from types import TracebackType
 
     from streamgen.completion import TokenLogprob
@@ -88,17 +88,12 @@ class _Arrivals:
 
 
 class _Letter(Mailbox):
-    """The mailbox of one item's request. Its reader wants the whole only, so only its end wakes anybody."""
+    """The mailbox of one item's request. The iterator does not wait at it: its end comes to the arrivals."""
 
     def __init__(self, index: int, submission: Submission, arrivals: _Arrivals, *, clock: Callable[[], float]) -> None:
         super().__init__(submission.id, clock=clock)
         self.index = index
         self._arrivals = arrivals
-
-    def put(self, text: str, ids: Sequence[int], logprobs: Sequence[TokenLogprob]) -> list[Waiter]:
-        """Add output."""
-        super().put(text, ids, logprobs)
-        return []
 
     def finish(self, end: End, prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None) -> list[Waiter]:
         """The one terminal event, announced."""

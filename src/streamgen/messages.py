@@ -274,7 +274,7 @@ class Advance(Message, frozen=True, kw_only=True):
 
 
 class StopFound(Message, frozen=True, kw_only=True):
-    """Detokenizer -> scheduler: a stop string is complete in this sequence. A Progress with finish "stopped" answers."""
+    """Detokenizer -> scheduler: a stop string is complete. A Progress with finish "stopped" answers."""
 
     request_id: int
     index: int = 0

@@ -18,7 +18,14 @@ from streamgen.errors import InvalidRequest, NotSupported, PromptTooLong
 from streamgen.mailbox import End, Mailbox
 from streamgen.messages import Submit
 from streamgen.prompt import ParsedPrompt, Prompt, check_ids, check_text, parse_prompt
-from streamgen.sampling import ResolvedSampling, Sampling, SamplingFields, make_sampling, resolve_sampling
+from streamgen.sampling import (
+    LogitsProcessor,
+    ResolvedSampling,
+    Sampling,
+    SamplingFields,
+    make_sampling,
+    resolve_sampling,
+)
 
 if TYPE_CHECKING:
     from streamgen.actors.model import OpenModel
@@ -48,7 +55,7 @@ class RequestFields(SamplingFields, total=False):
     cache: str
     adapter: object | None
     on_slow: str
-    processors: Sequence[object]
+    processors: Sequence[LogitsProcessor]
     request_id: str | None
 
 
@@ -127,7 +134,7 @@ def check_against_model(spec: RequestSpec, model: OpenModel) -> None:
     """
     if spec.processors and not model.supports_processors:
         raise NotSupported(
-            'processors: they cannot run in an engine with isolation="process"; use isolation="thread"',
+            'processors: functions of this process cannot run in this engine; use a real one with isolation="thread"',
             param="processors",
         )
     vocab_size = model.config.vocab_size
@@ -284,7 +291,7 @@ class Submission:
             known=self._known,
             pin=self._pin,
             on_slow=spec.on_slow,
-            has_processors=bool(spec.processors),
+            has_processors=bool(self.processors),
             arrival=self._arrival or 0.0,
             timeout=spec.timeout,
             queue_timeout=spec.queue_timeout,

@@ -199,20 +199,20 @@ async def test_abandoning_a_thread_that_is_over_frees_at_once() -> None:
 
 
 class Preparing(Runner):
-    """Has to load something before each step, for as long as nobody closes it."""
+    """Has to load something before each step, for as long as nobody cancels it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.preparing, self.closed = threading.Event(), threading.Event()
+        self.preparing, self.cancelled = threading.Event(), threading.Event()
 
     def prepare(self) -> None:
         self.preparing.set()
-        if not self.closed.wait(20):
-            raise AssertionError("nobody closed it")
-        raise DeviceDead("closed")
+        if not self.cancelled.wait(20):
+            raise AssertionError("nobody cancelled it")
+        raise DeviceDead("cancelled")
 
-    def close(self) -> None:
-        self.closed.set()
+    def cancel(self) -> None:
+        self.cancelled.set()
 
 
 async def test_making_ready_is_no_part_of_a_step_and_ends_when_the_device_stops() -> None:

@@ -74,7 +74,8 @@ def test_a_tenant_has_limits_of_its_own() -> None:
 def test_who_would_start_too_late_is_told_at_once() -> None:
     it = door()
     for field in ("timeout", "queue_timeout", "first_token_timeout"):
-        late = request(**{field: 5.0})
+        fields: dict[str, Any] = {field: 5.0}
+        late = request(**fields)
         refused = refusal(it, late, start=12.0)
         assert isinstance(refused, sg.EngineOverloaded) and refused.retry_after == 7.0
         assert "within 5 s" in str(refused) and "12.0 s are predicted" in str(refused)

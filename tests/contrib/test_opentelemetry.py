@@ -22,7 +22,7 @@ from opentelemetry.trace import StatusCode
 
 import streamgen as sg
 from streamgen import sync
-from streamgen.contrib.opentelemetry import TracedEngine, traced
+from streamgen.contrib.opentelemetry import TracedEngine, _RequestSpan, traced
 from tests.fakes import FakeOpener
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ async def test_fields_of_a_sampling_count_and_keywords_win(spans: Spans) -> None
 
 
 @pytest.mark.parametrize("how", ["deltas", "texts", "events", "final", "scope"])
-async def test_a_stream_is_a_span_that_ends_with_it(spans: Spans, how: str) -> None:
+async def test_a_stream_is_a_span_that_ends_with_it(spans: Spans, how: str, caplog: pytest.LogCaptureFixture) -> None:
     async with traced_engine(spans) as engine:
         async with engine.stream("hello", max_tokens=5) as stream:
             assert spans.all() == []
@@ -124,6 +124,7 @@ async def test_a_stream_is_a_span_that_ends_with_it(spans: Spans, how: str) -> N
     span = spans.one()
     assert attributes(span)[gen_ai.GEN_AI_USAGE_OUTPUT_TOKENS] >= 1
     assert attributes(span)["gen_ai.request.stream"] is True
+    assert [r for r in caplog.records if r.name.startswith("opentelemetry")] == []  # it warns of a second end
 
 
 async def test_the_span_ends_when_the_request_did_not_when_it_was_read(spans: Spans) -> None:
@@ -208,6 +209,30 @@ async def test_samples_are_one_span(spans: Spans) -> None:
     assert attributes(sampled)["gen_ai.usage.output_tokens"] == 12
     assert attributes(sampled)["gen_ai.response.finish_reasons"] == ("length",) * 3
     assert attributes(failed)["error.type"] == "invalid_request"
+
+
+async def test_a_sample_that_is_cancelled_did_not_fail(spans: Spans) -> None:
+    opener = FakeOpener()
+    opener.runner.is_gated = True
+    async with traced_engine(spans, opener) as engine:
+        async with anyio.create_task_group() as group:
+            group.start_soon(lambda: engine.sample("hello", n=2, max_tokens=400))
+            await anyio.wait_all_tasks_blocked()
+            group.cancel_scope.cancel()
+        opener.runner.open_gate()
+    assert spans.one().status.status_code is StatusCode.UNSET
+    assert "error.type" not in attributes(spans.one())
+
+
+def test_a_span_of_several_sequences_lasts_as_long_as_the_longest(spans: Spans) -> None:
+    def completion(first: float, last: float) -> sg.Completion[None]:
+        return sg.Completion(id="r", finish_reason="stop", timings=sg.Timings(first_token=first, finished=last))
+
+    request = _RequestSpan(spans.tracer, "tiny", "hello", {})
+    request.finish([completion(2.0, 3.0), completion(1.0, 5.0), completion(1.5, 4.0)])
+    span = spans.one()
+    assert span.start_time is not None and span.end_time == span.start_time + 5_000_000_000
+    assert span.events[0].timestamp == span.start_time + 1_000_000_000
 
 
 async def test_concurrent_requests_are_siblings_of_their_own_callers(spans: Spans) -> None:

@@ -7,14 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path  # noqa: TC003  # used, too
 
 import pytest
 
 from tests.guest.conftest import environment, run_host
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 ASK = "engine.generate('Once upon a time', max_tokens=6, temperature=0)"
 
@@ -163,7 +160,8 @@ def test_a_notebook_cell(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> N
             f"print((await {ASK}).usage.completion_tokens)",
             "async with engine.stream('Once', max_tokens=5) as stream:\n"
             "    n = len([d async for d in stream])\nprint(n > 0)",
-            f"with sg.sync.Engine({str(tiny_model)!r}) as plain:\n    print(plain.generate('Once', max_tokens=4).usage.completion_tokens)",
+            f"with sg.sync.Engine({str(tiny_model)!r}) as plain:\n    "
+            "print(plain.generate('Once', max_tokens=4).usage.completion_tokens)",
             "await engine.aclose()\nprint(engine.state.value)",
         ]
         printed = [_run_cell(client, cell) for cell in cells]

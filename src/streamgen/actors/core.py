@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-
 from streamgen.actors.detokenizer import Detokenizer, DetokenizerActor
 from streamgen.actors.executor import ExecutorActor
 from streamgen.actors.scheduler import PLANS_IN_FLIGHT, SchedulerActor
@@ -15,9 +14,10 @@ from streamgen.messages import StepFailed
 from streamgen.scheduling.scheduler import Scheduler
 
 if TYPE_CHECKING:
-    import anyio
     import asyncio
     from collections.abc import Callable
+
+    import anyio
 
     from streamgen.actors.actor import Actor
     from streamgen.actors.detokenizer import Routes
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from streamgen.scheduling.journal import Journal
 
 TOKENIZER_THREADS = 2
-MIN_STEP_DEADLINE = 5.0  # seconds
 MAX_SEQUENCES = 16  # of one request
 MESSAGES_PER_SEQUENCE = 12  # more than one can have in any inbox: submission, cancels, answers, pauses, its end
 
@@ -64,7 +63,7 @@ class Core:
         self._runner = model.runner
         self._on_wedged = on_wedged
         self._watchdog = Watchdog(
-            StepDeadlines(MIN_STEP_DEADLINE),
+            StepDeadlines(world.min_step_deadline),
             loop=loop,
             clock=world.clock,
             running=lambda: self.device.running,

@@ -3,9 +3,9 @@
 `Detokenizer` is the synchronous core, driven by tests without a loop; `DetokenizerActor` is its shell. A request has
 one mailbox per sequence; when the last of them has its terminal, the request is over and its route is closed.
 
-The terminal of a sequence waits for the scheduler's last word on it, so that whoever sees it may count on slot and pages
-being free: a stop string, a reader too slow or an error in here first tells the scheduler (`StopFound`, `Cancel`), and
-ends towards the host when the scheduler has answered.
+The terminal of a sequence waits for the scheduler's last word on it, so that whoever sees it may count on slot and
+pages being free: a stop string, a reader too slow or an error in here first tells the scheduler (`StopFound` or
+`Cancel`), and ends towards the host when the scheduler has answered.
 """
 
 from __future__ import annotations

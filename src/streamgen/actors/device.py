@@ -56,7 +56,7 @@ class Device:
     """One thread that runs plans. Everything but the thread's own work happens on the loop; `stop` may be anywhere.
 
     runner    besides `execute` it may have `prepare()`, which is called before each step and is no part of it, and
-              `close()`, which ends a `prepare` that blocks when the device is told to stop
+              `cancel()`, which ends either of them at once when the device is told to stop
     deliver   gets each result, on the loop, in the order of the plans
     clock     seconds
     """
@@ -78,7 +78,6 @@ class Device:
         self._results: deque[StepDone | StepFailed] = deque()
         self._running: RunningStep | None = None
         self._last_step = 0
-        self._is_preparing = False
         self._is_stopping = False
         self._lock = threading.Lock()  # over the four below
         self._is_thread_over = False
@@ -187,14 +186,8 @@ class Device:
 
     def _prepare(self) -> None:
         prepare = getattr(self._runner, "prepare", None)
-        if prepare is None:
-            return
-        self._is_preparing = True
-        try:
-            if not self._is_stopping:
-                prepare()
-        finally:
-            self._is_preparing = False
+        if prepare is not None:
+            prepare()
 
     def _announce(self) -> None:
         with suppress(BlockingIOError):  # a full pipe will be read
@@ -214,8 +207,9 @@ class Device:
         if not self._is_stopping:
             self._is_stopping = True
             self._plans.put(None)
-        if self._is_preparing:
-            self._runner.close()  # type: ignore[attr-defined]  # who can prepare can be closed
+            cancel = getattr(self._runner, "cancel", None)
+            if cancel is not None:
+                cancel()
 
     def _stop_listening(self) -> None:
         if not self._loop.is_closed():

@@ -140,7 +140,7 @@ class Recorder:
         self._steps: deque[tuple[int, float, float, int, int]] = deque(maxlen=MAX_STEPS)
         self._ended: deque[_Track] = deque(maxlen=MAX_ENDED)
         self._tracks: dict[int, _Track] = {}
-        self._prefilling: dict[int, _Track] = {}  # those of which a step may run a chunk
+        self._prefilling: dict[int, _Track] = {}  # all that wait for the end of a chunk, and some that lost their slot
         self._queue, self._first_token, self._per_token = (Buckets(WAIT_BOUNDS) for _ in range(3))
         self._step = Buckets(STEP_BOUNDS)
 
@@ -349,13 +349,11 @@ class LifeJournal:
 
     def preempted(self, sequence: Sequence) -> None:
         """A sequence lost its slot and waits again."""
-        key = _key(sequence)
         with self._lock:
-            track = self._tracks.get(key)
+            track = self._tracks.get(_key(sequence))
             if track is None:
                 return
             now = self._clock()
-            self._prefilling.pop(key, None)
             track.enter(now, "queued")
             if self._recorder._streams:
                 self._tell(RequestPreempted(time=now, request_id=track.name, index=track.index))

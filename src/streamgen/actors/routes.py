@@ -1,8 +1,8 @@
 """The open requests of an engine: where their output goes, and that each gets its one terminal.
 
-Host threads enter requests here before they are posted; the engine thread closes them. So whatever happens to the engine,
-no request that was accepted is forgotten. A request that had no output when its engine failed can be taken out and
-entered into another engine thread.
+Host threads enter requests here before they are posted; the engine thread closes them. So whatever happens to the
+engine, no request that was accepted is forgotten. A request that had no output when its engine failed can be taken out
+and entered into another engine thread.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from streamgen.actors.door import Door
+    from streamgen.actors.supervisor import EngineThread
     from streamgen.messages import Submit
     from streamgen.scheduling.forecast import Forecast
 
@@ -33,7 +34,7 @@ class Owner(Protocol):
         """The request, under this number."""
         ...
 
-    def moved(self, thread: object, number: int) -> None:
+    def moved(self, thread: EngineThread, number: int) -> None:
         """The request is open in another engine thread, under another number."""
         ...
 

@@ -94,12 +94,14 @@ class SchedulerActor(Actor[SchedulerInbox]):
         self.times = StepTimes(clock)  # any thread may read its sums
         self.stats: SchedulerStats = scheduler.stats()  # replaced whole; any thread may read it
         self.forecast: Forecast = scheduler.forecast()  # likewise
+        self._is_stats_old = False  # whether requests came or went since
         self._quiet = asyncio.Event()
         self._quiet.set()
         self._stats_time = clock()
 
     def handle(self, message: SchedulerInbox) -> None:
         """Tell the scheduler what happened."""
+        self._is_stats_old |= not isinstance(message, StepDone)
         match message:
             case StepDone():
                 self.times.step_done(message.seconds)
@@ -160,6 +162,7 @@ class SchedulerActor(Actor[SchedulerInbox]):
     def _refresh_stats(self) -> None:
         # Counting costs time linear in what runs, and nobody reads a snapshot per step.
         now = self._clock()
-        if self.times.num_in_flight == 0 or now - self._stats_time > STATS_SECONDS:
+        if self._is_stats_old or self.times.num_in_flight == 0 or now - self._stats_time > STATS_SECONDS:
+            self._is_stats_old = False
             self.stats, self._stats_time = self._scheduler.stats(), now
             self.forecast = self._scheduler.forecast()

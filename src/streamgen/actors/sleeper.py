@@ -1,7 +1,7 @@
 """Sleep: an idle engine gives its memory back, and takes it again when somebody wants something.
 
-`Sleeper` is one task of the engine's loop. Requests that come while it sleeps are held, wake it, and go on in the order in
-which they came.
+`Sleeper` is one task of the engine's loop. Requests that come while it sleeps are held, wake it, and go on in the order
+in which they came.
 """
 
 from __future__ import annotations

@@ -27,10 +27,10 @@ from streamgen.mailbox import End, Signal
 from streamgen.messages import Cancel, Resume, Submit, Unpin
 
 if TYPE_CHECKING:
-    from streamgen.actors.recorder import Recorder
     from collections.abc import Callable
 
     from streamgen.actors.model import ModelOpener, OpenModel
+    from streamgen.actors.recorder import Recorder
     from streamgen.actors.routes import Owner
     from streamgen.actors.scheduler import SchedulerActor
     from streamgen.actors.tokenizer import PromptEncoder

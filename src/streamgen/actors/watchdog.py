@@ -26,11 +26,11 @@ WINDOW = 512  # steps
 class StepDeadlines:
     """How long a step may take: `SLACK` times what steps took, or what its rows took in them, whichever is longer.
 
-    Pure. minimum   seconds; never less than these
+    Pure. minimum   seconds, never less than these; None is MIN_DEADLINE
     """
 
-    def __init__(self, minimum: float = MIN_DEADLINE) -> None:
-        self.minimum = minimum
+    def __init__(self, minimum: float | None = None) -> None:
+        self.minimum = MIN_DEADLINE if minimum is None else minimum
         self._seconds: deque[float] = deque(maxlen=WINDOW)
         self._per_row: deque[float] = deque(maxlen=WINDOW)
 

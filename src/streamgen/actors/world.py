@@ -1,4 +1,4 @@
-"""What an engine takes from outside: time, randomness, threads and its loop. Tests and simulations put another in place.
+"""What an engine takes from outside: time, randomness, threads and its loop; tests put another world in place.
 
 Nothing else in `actors/` and `scheduling/` asks the system for any of it, so a run under a virtual world is the same
 every time.
@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from streamgen.actors.device import Device
+from streamgen.actors.watchdog import MIN_DEADLINE
 from streamgen.actors.workers import Workers
 
 if TYPE_CHECKING:
@@ -59,7 +60,12 @@ class RunsSteps(Protocol):
 
 
 class World(Protocol):
-    """Everything that an engine needs and does not make itself."""
+    """Everything that an engine needs and does not make itself.
+
+    min_step_deadline   seconds that a step may take in any case; see `watchdog.py`
+    """
+
+    min_step_deadline: float
 
     def clock(self) -> float:
         """Seconds, monotonic; any thread."""
@@ -91,6 +97,8 @@ class World(Protocol):
 
 class RealWorld:
     """The system's clock, randomness and threads."""
+
+    min_step_deadline = MIN_DEADLINE
 
     def clock(self) -> float:
         """Seconds since some moment, monotonic."""

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import streamgen
 from streamgen.errors import LoadError
 from streamgen.execution.wire import Connection, ToHost
 
@@ -90,7 +89,7 @@ def _start(fd: int) -> subprocess.Popen[bytes]:
 
 def _environment(host: Mapping[str, str]) -> dict[str, str]:
     """The host's, with a path on which the child finds what the host found, in the same order."""
-    package = str(Path(streamgen.__file__).resolve().parents[1])
+    package = str(Path(__file__).resolve().parents[2])
     path = [str(Path(entry).resolve()) for entry in sys.path if entry]
     if package not in path:
         path.append(package)

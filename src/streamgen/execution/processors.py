@@ -75,6 +75,11 @@ class ProcessorThread:
             worker.stop()
             worker.join(_CLOSE_SECONDS)
 
+    def __del__(self) -> None:
+        worker: _Worker | None = getattr(self, "_worker", None)
+        if worker is not None:
+            worker.stop()
+
     def _abandon(self, job: _Job) -> None:
         assert self._worker is not None
         job.is_given_up = True

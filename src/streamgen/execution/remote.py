@@ -70,7 +70,7 @@ class RestartBudget:
 
 
 class RemoteRunner:
-    """Runs plans in a child process. One thread calls `prepare` and `execute`; `kill` and `close` may be anywhere.
+    """Runs plans in a child process. One thread calls `prepare` and `execute`; `kill` and `cancel` may be anywhere.
 
     load      what the child is told first
     on_death  called in a thread of the runner, with words, when a child ended that was not told to
@@ -81,13 +81,13 @@ class RemoteRunner:
         load: Load,
         *,
         budget: RestartBudget | None = None,
-        load_silence: float = LOAD_SILENCE,
+        load_silence: float | None = None,
         on_death: Callable[[str], None] = lambda why: None,
     ) -> None:
         self.on_death = on_death
         self._load = load
         self._budget = budget or RestartBudget()
-        self._load_silence = load_silence
+        self._load_silence = LOAD_SILENCE if load_silence is None else load_silence
         self._progress: deque[LoadProgress] = deque(maxlen=64)
         self._changed = threading.Condition()  # over the six below
         self._child: Child | None = None  # the one that is alive, loading or ready
@@ -189,14 +189,18 @@ class RemoteRunner:
         if child is not None:
             child.kill()
 
-    def rest(self) -> None:
-        """End the child, and have none until `start`. Blocks for some milliseconds; idempotent."""
+    def cancel(self) -> None:
+        """End the child, and have none until `start`: what waits for it raises. Returns at once; `rest` cleans up."""
         with self._changed:
             self._is_wanted = False
-            keeper, self._keeper = self._keeper, None
             if self._child is not None:
                 self._child.kill()
             self._changed.notify_all()
+
+    def rest(self) -> None:
+        """End the child, and have none until `start`. Blocks for some milliseconds; no step runs then. Idempotent."""
+        self.cancel()
+        keeper, self._keeper = self._keeper, None
         if keeper is not None:
             keeper.join()
         holder, self._holder = self._holder, None
@@ -216,7 +220,7 @@ class RemoteRunner:
         assert isinstance(answer, Dropped), f"expected Dropped, got {type(answer).__name__}"
 
     def close(self) -> None:
-        """End the child for good; idempotent. A step under way in another thread raises."""
+        """End the child for good, once no step runs; idempotent."""
         self.rest()
 
     # ---- inside ----

@@ -6,8 +6,10 @@ ends within milliseconds when the host does, whatever it is doing then.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import select
+import signal
 import socket
 import sys
 import threading
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from streamgen.execution.runner import Runner
     from streamgen.messages import StepDone
 
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h; other systems have no such call, or refuse it
+
 PROGRESS_BYTES = 1 << 24  # a word to the host for every so many
 
 
@@ -43,12 +47,22 @@ def main(arguments: list[str]) -> None:
     fd, host = int(arguments[0]), int(arguments[1])
     sock = socket.socket(fileno=fd)
     sock.set_inheritable(False)
+    _die_with_host()
     threading.Thread(target=_end_with, args=(host, fd), name="lifeline", daemon=True).start()
     connection: Connection[ToChild] = Connection(sock, ToChild)
     try:
         _serve(connection)
     except ConnectionEnded:
         return
+
+
+def _die_with_host() -> None:
+    """On Linux the system ends this process with the thread that started it, even while it is stopped.
+
+    NOTE: that thread, the runner's keeper, lives until this process has ended, or with its own.
+    """
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
 
 
 def _end_with(host: int, fd: int) -> Never:

@@ -1,0 +1,255 @@
+"""The model under a FakeEngine: one token per byte, and a runner that says what the request's reply says.
+
+The rest is the real engine: scheduler, pages, detokenizer, streams. So cancelling, time limits, slow readers, overload
+and statistics are what they are in earnest.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+
+from streamgen.config import EngineOptions, LoadProgress, MemoryPlan
+from streamgen.errors import EngineFailed, GenerationError, TemplateError
+from streamgen.faults import DeviceDead
+from streamgen.messages import Begin, Fault, StepDone, StepPlan, TokenLogprobs
+from streamgen.sampling import Sampling
+from streamgen.scheduling.limits import Limits
+from streamgen.text.chat import normalize_messages
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from streamgen.testing.clock import VirtualClock
+    from streamgen.testing.script import Reply
+
+BOS, EOS = 256, 257
+VOCAB_SIZE = 258
+PAGE_SIZE = 16
+PAGE_BYTES = 1024
+STEP_TOKENS = 512
+_SPECIALS = {BOS: "<s>", EOS: "</s>"}
+
+
+class Config(Struct, frozen=True, kw_only=True):
+    """As much of a model's shape as engines ask for."""
+
+    vocab_size: int = VOCAB_SIZE
+    max_context: int = 8192
+    family: str = "fake"
+
+
+class ByteTokenizer:
+    """One id per byte of UTF-8, and two special tokens."""
+
+    vocab_size = VOCAB_SIZE
+    bos_id = BOS
+    eos_ids = (EOS,)
+    add_bos = True
+    drops_leading_space = False
+    special_ids = frozenset(_SPECIALS)
+
+    def encode(self, text: str, *, add_bos: bool | None = None, parse_special: bool = True) -> list[int]:
+        """The text's bytes."""
+        ids = list(text.encode())
+        return [BOS, *ids] if (self.add_bos if add_bos is None else add_bos) else ids
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True, at_start: bool = True) -> str:
+        """The text of ids."""
+        table = self.byte_table(skip_special=skip_special)
+        return b"".join(table[i] for i in ids).decode("utf-8", "replace")
+
+    def byte_table(self, *, skip_special: bool) -> Mapping[int, bytes]:
+        """Id -> bytes."""
+        table = {i: bytes([i]) for i in range(256)}
+        return {**table, **{i: b"" if skip_special else text.encode() for i, text in _SPECIALS.items()}}
+
+    def token_text(self, token_id: int) -> str:
+        """A token as text to show."""
+        return _SPECIALS.get(token_id) or bytes([token_id]).decode("utf-8", "replace")
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether the token is left out of texts."""
+        return token_id in _SPECIALS
+
+
+class PlainTemplate:
+    """A chat as lines of "role: content"."""
+
+    def render(self, messages: tuple[dict[str, Any], ...], **arguments: object) -> str:
+        """The chat as text; arguments are those of real templates, and change nothing."""
+        try:
+            lines = [f"{message['role']}: {message['content']}" for message in normalize_messages(messages)]
+        except KeyError as error:  # normalize_messages leaves none out
+            raise TemplateError(f"a message lacks {error}") from None
+        return "\n".join([*lines, "assistant: "])
+
+
+class ScriptedRunner:
+    """Answers plans from replies. A request's reply lies in the model's table, under the request's id."""
+
+    def __init__(self, table: dict[int, tuple[Callable[..., object], ...]], clock: VirtualClock | None) -> None:
+        self._table = table
+        self._clock = clock
+        self._begins: dict[int, Begin] = {}
+        self._replies: dict[int, Reply] = {}
+        self._given_up = threading.Event()
+        self.failure: str | None = None  # makes the next step the last
+
+    def execute(self, plan: StepPlan, wake_fd: int | None = None) -> StepDone:
+        """One step: as long as the slowest of its tokens takes."""
+        if wake_fd is not None:
+            os.write(wake_fd, b"\0")
+        for begin in plan.begins:
+            self._begin(begin)
+        rows = list(zip(plan.slots, plan.starts, plan.counts, plan.samples, strict=True))
+        self._wait(max((self._seconds(slot, start + count) for slot, start, count, n in rows if n), default=0.0))
+        if self.failure is not None:
+            raise DeviceDead(self.failure)
+        faults = [self._fault(i, slot, start + count) for i, (slot, start, count, n) in enumerate(rows) if n]
+        tokens = tuple((self._token(slot, start + count),) if n else () for slot, start, count, n in rows)
+        return StepDone(
+            step=plan.step,
+            tokens=tokens,
+            logprobs=tuple(self._logprobs(slot, drawn) for (slot, *_), drawn in zip(rows, tokens, strict=True)),
+            faults=tuple(fault for fault in faults if fault is not None),
+            seconds=1e-6,
+        )
+
+    def give_up(self) -> None:
+        """The engine closes: nothing waits any more. Any thread."""
+        self._given_up.set()
+        if self._clock is not None:
+            self._clock.wake()
+
+    def forget(self) -> None:
+        """What a device does that gives its memory back."""
+        self._begins.clear()
+        self._replies.clear()
+
+    def _begin(self, begin: Begin) -> None:
+        self._begins[begin.slot] = begin
+        entry: Any = self._table.get(begin.processors) if begin.processors is not None else None
+        if entry:
+            self._replies[begin.slot] = entry[0].reply
+
+    def _index(self, slot: int, position: int) -> int:
+        return position - self._begins[slot].num_prompt
+
+    def _token(self, slot: int, position: int) -> int:
+        """The token that stands at this position."""
+        reply, index = self._replies[slot], self._index(slot, position)
+        data = reply.text.encode()
+        if index < len(data):
+            return data[index]
+        return (data[-1:] or b".")[0] if reply.never_ends else EOS
+
+    def _seconds(self, slot: int, position: int) -> float:
+        return self._replies[slot].seconds(self._index(slot, position))
+
+    def _fault(self, i: int, slot: int, position: int) -> Fault | None:
+        reply = self._replies[slot]
+        if reply.error is None or self._index(slot, position) < reply.fail_after:
+            return None
+        if isinstance(reply.error, EngineFailed):
+            raise DeviceDead(reply.error.message)
+        code = reply.error.code if isinstance(reply.error, GenerationError) else "generation_error"
+        return Fault(i, code, reply.error.message)
+
+    def _logprobs(self, slot: int, tokens: tuple[int, ...]) -> tuple[TokenLogprobs, ...]:
+        """A scripted token is certain."""
+        wanted = self._begins[slot].sampling.logprobs
+        if wanted is None:
+            return ()
+        return tuple(TokenLogprobs(0.0, 1, (token,) if wanted else (), (0.0,) if wanted else ()) for token in tokens)
+
+    def _wait(self, seconds: float) -> None:
+        if seconds <= 0:
+            return
+        if self._clock is not None:
+            self._clock.sleep(seconds, given_up=self._given_up.is_set)
+        else:
+            self._given_up.wait(seconds)
+
+
+class ScriptedModel:
+    """What the engine thread runs."""
+
+    supports_processors = False  # of the application, that is: replies travel in their place
+
+    def __init__(self, limits: Limits, clock: VirtualClock | None) -> None:
+        self.processors: dict[int, tuple[Callable[..., object], ...]] = {}
+        self.runner = ScriptedRunner(self.processors, clock)
+        self.limits = limits
+        self.tokenizer: Any = ByteTokenizer()
+        self.chat_template: Any = PlainTemplate()
+        self.sampling_defaults = Sampling(temperature=0.0)
+        self.config = Config(max_context=limits.max_context)
+        self.plan = make_plan(limits)
+
+    def sleep(self, *, keep_weights: bool) -> None:
+        """Forget every page."""
+        self.runner.forget()
+
+    def wake(self, is_cancelled: Callable[[], bool]) -> None:
+        """There is nothing to load."""
+
+    def close(self) -> None:
+        """There is nothing to free."""
+        self.runner.give_up()
+
+
+class ScriptedOpener:
+    """Gives an engine its scripted model."""
+
+    def __init__(self, clock: VirtualClock | None, *, num_pages: int, load_error: Exception | None) -> None:
+        self._clock = clock
+        self._num_pages = num_pages
+        self._load_error = load_error
+        self.model: ScriptedModel | None = None
+
+    def open(
+        self,
+        options: EngineOptions,
+        on_progress: Callable[[LoadProgress], None] | None,
+        is_cancelled: Callable[[], bool],
+    ) -> Any:
+        """Load."""
+        if on_progress is not None:
+            on_progress(LoadProgress(stage="weights", done=1, total=1))
+        if self._load_error is not None:
+            raise self._load_error
+        self.model = ScriptedModel(self._limits(options), self._clock)
+        return self.model
+
+    def plan(self, options: EngineOptions) -> MemoryPlan:
+        """Sizes of nothing."""
+        return make_plan(self._limits(options))
+
+    def _limits(self, options: EngineOptions) -> Limits:
+        return Limits(
+            num_pages=self._num_pages,
+            page_size=PAGE_SIZE,
+            max_running=options.max_running or 64,
+            step_tokens=STEP_TOKENS,
+            max_context=options.max_context or 8192,
+            max_queued=options.max_queued,
+            prefix_cache=options.prefix_cache,
+        )
+
+
+def make_plan(limits: Limits) -> MemoryPlan:
+    """A memory plan with these limits."""
+    return MemoryPlan(
+        weights=0,
+        cache=limits.num_pages * PAGE_BYTES,
+        workspace=0,
+        headroom=0,
+        page_bytes=PAGE_BYTES,
+        num_pages=limits.num_pages,
+        max_context=limits.max_context,
+        max_running=limits.max_running,
+        backend="fake",
+    )

@@ -1,0 +1,221 @@
+"""FakeEngine: scripts, faults, delays on a virtual clock; and the same behaviour as the real engine around it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+import streamgen as sg
+from streamgen.testing import FakeEngine, FakeRequest, Reply, VirtualClock
+from streamgen.testing.script import ScriptExhausted
+from streamgen.text_engine import TextEngine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytestmark = pytest.mark.anyio
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    with anyio.fail_after(20):
+        while not condition():
+            await anyio.lowlevel.checkpoint()
+
+
+async def test_the_same_text_for_all() -> None:
+    async with FakeEngine("héllo 🙂") as engine:
+        completion = await engine.generate("anything")
+        assert completion.text == "héllo 🙂" and completion.finish_reason == "stop"
+        assert completion.usage.completion_tokens == len("héllo 🙂".encode()) + 1
+        assert "".join([delta.text async for delta in engine.stream([sg.user("x")])]) == "héllo 🙂"
+
+
+async def test_answers_in_turn_by_prompt_and_by_function() -> None:
+    async with FakeEngine(["one", Reply(text="two")]) as engine:
+        assert [(await engine.generate("x")).text for _ in range(2)] == ["one", "two"]
+        with pytest.raises(ScriptExhausted, match="2 answers, and this is request 3"):
+            await engine.generate("x")
+    async with FakeEngine({"ping": "pong"}) as engine:
+        assert (await engine.generate([sg.system("be kind"), sg.user("ping")])).text == "pong"
+        with pytest.raises(ScriptExhausted, match="'other'"):
+            engine.stream("other")
+
+    def shout(request: FakeRequest) -> str:
+        return request.text.upper() + "!" * int(request.fields["max_tokens"] > 50)
+
+    async with FakeEngine(shout) as engine:
+        assert (await engine.generate("hey", max_tokens=99)).text == "HEY!"
+        assert (await engine.generate("hey", max_tokens=2)).text == "HE"
+    with pytest.raises(TypeError, match="script: expected text"):
+        FakeEngine(3)  # type: ignore[arg-type]
+
+
+async def test_requests_are_kept_for_assertions() -> None:
+    async with FakeEngine("ok") as engine:
+        await engine.generate([sg.user("hi")], temperature=0.5, tenant="t", sampling=sg.Sampling(max_tokens=3))
+        (request,) = engine.requests
+        assert request.text == "hi" and request.messages == ({"role": "user", "content": "hi"},)
+        assert request.fields["temperature"] == 0.5 and request.fields["tenant"] == "t"
+        assert request.fields["max_tokens"] == 3
+        with pytest.raises(sg.InvalidRequest):
+            engine.stream("x", temperature=-1)
+        assert len(engine.requests) == 1, "what is refused when it is made never was a request"
+
+
+@pytest.mark.parametrize("error", [sg.EngineOverloaded("busy", retry_after=3.0), sg.RateLimited("slowly")])
+async def test_refusals_come_before_any_work(error: sg.AdmissionError) -> None:
+    async with FakeEngine(Reply(error=error)) as engine:
+        stream = engine.stream("x")
+        with pytest.raises(type(error)) as caught:
+            async with stream:
+                pass
+        assert caught.value.retry_after == error.retry_after
+        engine.overload()
+        with pytest.raises(sg.EngineOverloaded):
+            await engine.generate("x")
+        assert engine.stats().steps == 0
+
+
+async def test_a_request_fails_half_way_and_others_do_not() -> None:
+    script = {"good": "all is well", "bad": Reply(text="half of it", error=sg.ProcessorError("boom"), fail_after=4)}
+    async with FakeEngine(script) as engine, anyio.create_task_group() as group:
+
+        async def good() -> None:
+            assert (await engine.generate("good")).text == "all is well"
+
+        group.start_soon(good)
+        with pytest.raises(sg.ProcessorError, match="boom") as caught:
+            await engine.generate("bad")
+        assert caught.value.partial.text == "half" and caught.value.partial.finish_reason == "error"
+
+
+async def test_the_engine_fails_and_comes_back(caplog: pytest.LogCaptureFixture) -> None:
+    script = ["first", Reply(text="never", error=sg.EngineFailed("the card fell out"), fail_after=2), "third"]
+    async with FakeEngine(script) as engine:
+        assert (await engine.generate("x")).text == "first"
+        with pytest.raises(sg.EngineFailed, match="the card fell out"):
+            await engine.generate("x")
+        assert engine.state == "failed"
+        await engine.restart()
+        assert (await engine.generate("x")).text == "third"
+        engine.fail("told to")
+        with pytest.raises(ScriptExhausted):
+            engine.stream("x")
+
+
+async def test_time_passes_when_it_is_told_to() -> None:
+    clock = VirtualClock()
+    async with FakeEngine(Reply(text="abc", seconds_per_token=10, never_ends=True), clock=clock) as engine:
+        stream = engine.stream("x", timeout=25)
+        async with stream:
+            assert stream.result.text == ""
+            for text in ("a", "ab"):
+                await until(lambda: clock.num_sleeping == 1)
+                clock.advance(10)
+                await until(lambda text=text: stream.result.text == text)
+            clock.advance(5)
+            with pytest.raises(sg.DeadlineExceeded) as caught:
+                await stream.final()
+            assert caught.value.partial.text == "ab"
+    with pytest.raises(ValueError, match="seconds: expected >= 0"):
+        clock.advance(-1)
+
+
+async def test_a_queue_timeout_on_virtual_time() -> None:
+    clock = VirtualClock()
+    async with FakeEngine(Reply(text="slow", seconds_per_token=100), clock=clock, max_running=1) as engine:
+        async with engine.stream("first") as first:
+            await until(lambda: engine.stats().running == 1 or first._mailbox.is_started)
+            second = engine.stream("second", queue_timeout=30)
+            async with second:
+                clock.advance(31)
+                with pytest.raises(sg.DeadlineExceeded, match="queue_timeout"):
+                    await second.final()
+            first.cancel()
+
+
+async def test_closing_does_not_wait_for_virtual_time() -> None:
+    clock = VirtualClock()
+    engine = FakeEngine(Reply(text="x", seconds_per_token=1e9), clock=clock)
+    await engine.open()
+    stream = engine.stream("x")
+    await stream.__aenter__()
+    with anyio.fail_after(10):
+        await engine.aclose()
+    assert stream.result.finish_reason == "cancelled"
+
+
+async def test_the_rest_is_the_real_engine() -> None:
+    async with FakeEngine(Reply(text="y", never_ends=True), max_running=2, max_queued=1) as engine:
+        streams = [engine.stream("x") for _ in range(3)]
+        for stream in streams:
+            await stream.__aenter__()
+        with pytest.raises(sg.EngineOverloaded):
+            await engine.generate("x")
+        for stream in streams:
+            await stream.__aexit__(None, None, None)
+        session = engine.session()
+        assert (await session.ask("hello", max_tokens=3)).text == "yyy" and len(session.messages) == 2
+        results = [result async for result in engine.map(["a", "b"], max_tokens=2)]
+        assert [result.index for result in results] == [0, 1]
+        completion = await engine.generate("x", max_tokens=4, stop="yy", logprobs=1)
+        assert completion.text == "" and completion.stop == "yy" and completion.logprobs is not None
+        with pytest.raises(sg.NotSupported, match="processors"):
+            engine.stream("x", processors=[lambda ids, logits: None])
+
+
+async def test_a_load_error() -> None:
+    with pytest.raises(sg.InsufficientMemory, match="too small"):
+        async with FakeEngine(load_error=sg.InsufficientMemory("too small")):
+            pass
+
+
+def test_all_are_text_engines() -> None:
+    def use(engine: TextEngine) -> TextEngine:
+        return engine
+
+    assert use(FakeEngine()) and isinstance(FakeEngine(), TextEngine)
+    assert use(sg.Engine("nowhere")) and isinstance(sg.Engine("nowhere"), TextEngine)
+
+
+def test_it_needs_neither_torch_nor_numpy_nor_kernels(tmp_path: Path) -> None:
+    blocked = ("torch", "numpy", "outlines", "safetensors", "tokenizers", "streamgen._cpu", "transformers")
+    code = f"""
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name in {blocked!r} or name.partition(".")[0] in {blocked!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}: it is not installed here", name=name)
+sys.meta_path.insert(0, Blocker())
+import anyio, streamgen as sg
+from streamgen.testing import FakeEngine
+async def main():
+    async with FakeEngine("hello") as engine:
+        print((await engine.generate([sg.user("hi")])).text, *[m for m in {blocked!r} if m in sys.modules])
+anyio.run(main)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={"PYTHONPATH": str(Path(sg.__file__).parents[1]), "PATH": ""},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == ["hello"]
+
+
+def test_the_package_says_what_it_has() -> None:
+    import streamgen.testing as testing
+
+    assert all(getattr(testing, name) is not None for name in testing.__all__)
+    name: Any = "nothing"
+    with pytest.raises(AttributeError, match="nothing"):
+        getattr(testing, name)
