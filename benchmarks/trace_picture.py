@@ -127,7 +127,7 @@ def demo(path: Path) -> None:
 
     rng = random.Random(7)
     words = ("river", "stone", "wind", "light")
-    with sync.Engine(kv_memory="28MiB", max_context=1024, max_running=8) as engine:
+    with sync.Engine(kv_memory="20MiB", max_context=640, max_running=8) as engine:
         for _ in range(2):
             engine.sample(" ".join(rng.choices(words, k=8)), n=16, max_tokens=4, ignore_eos=True)
         engine._recorder._ended.clear()
@@ -137,7 +137,7 @@ def demo(path: Path) -> None:
             prompt = " ".join(rng.choices(words, k=length))
             engine.generate(prompt, max_tokens=tokens, ignore_eos=True, request_id=f"request {number}")
 
-        sizes = [(8, 6), (620, 30), (60, 140), (40, 160), (90, 150), (120, 170), (300, 60), (16, 100), (200, 30)]
+        sizes = [(8, 6), (560, 20), (60, 160), (40, 170), (90, 180), (120, 170), (200, 60), (16, 100), (150, 30)]
         threads = [threading.Thread(target=ask, args=(i, *size)) for i, size in enumerate(sizes, start=1)]
         for thread in threads:
             thread.start()

@@ -144,8 +144,7 @@ def test_results_that_come_after_a_restart_are_no_chunks() -> None:
     scene.ask(1, max_tokens=1)
     scene.plan()
     (sequence,) = scene.scheduler._requests[1]
-    scene.scheduler._preempt(sequence, Step(99, 16))
-    scene.scheduler._is_start_paused = False
+    scene.scheduler._batch.preempt(sequence, Step(99, 16), bars_starts=False)
     scene.plan()
     scene.complete()  # of the first plan
     (track,) = scene.recorder._tracks.values()

@@ -236,6 +236,8 @@ class EngineBase:
     def _begin_close(self) -> EngineThread | None:
         self._was_closed = True
         thread = self._thread
+        if thread is None or thread.state in (EngineState.FAILED, EngineState.CLOSED):
+            self._recorder.state_changed(EngineState.CLOSED)  # its thread has had its last word
         if thread is not None:
             thread.stop()
         return thread

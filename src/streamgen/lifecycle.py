@@ -68,7 +68,7 @@ class FirstToken(LifecycleEvent, frozen=True, kw_only=True, tag=True):
 
 
 class RequestPreempted(LifecycleEvent, frozen=True, kw_only=True, tag=True):
-    """A sequence lost its slot to a more important one and waits again; nothing of its output is lost."""
+    """A sequence lost its slot, to another or because a step failed, and waits again; none of its output is lost."""
 
     request_id: str
     index: int = 0

@@ -23,6 +23,8 @@ from opentelemetry.trace import StatusCode
 import streamgen as sg
 from streamgen import sync
 from streamgen.contrib.opentelemetry import TracedEngine, _RequestSpan, traced
+from streamgen.testing import FakeEngine
+from streamgen.text_engine import TextEngine
 from tests.fakes import FakeOpener
 
 if TYPE_CHECKING:
@@ -259,6 +261,15 @@ async def test_nothing_of_a_request_is_told(spans: Spans) -> None:
         await engine.generate([sg.user(CANARY)], max_tokens=4, stop=["canary"], logit_bias={65: 1.0})
     assert "canary" not in spans.one().to_json()
     assert spans.one().to_json().count("generate") == 1
+
+
+async def test_an_engine_for_tests_is_traced_the_same(spans: Spans) -> None:
+    async with traced(FakeEngine("a script"), tracer_provider=spans.provider) as engine:
+        assert isinstance(engine, TextEngine)
+        assert (await engine.generate("hello")).text == "a script"
+        async with engine.stream("hello") as stream:
+            assert "".join([text async for text in stream.texts()]) == "a script"
+    assert len(spans.all()) == 2
 
 
 async def test_the_rest_of_the_engine_is_there(spans: Spans) -> None:

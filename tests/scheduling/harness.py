@@ -5,20 +5,37 @@ from __future__ import annotations
 from collections import Counter, deque
 from typing import TYPE_CHECKING
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
-from streamgen.messages import Admit, Cancel, Progress, Refused, StepPlan, StopFound, TokenLogprobs
+from streamgen.messages import (
+    Admit,
+    Cancel,
+    Fault,
+    Pause,
+    Progress,
+    Refused,
+    Resume,
+    StepFailed,
+    StepPlan,
+    StopFound,
+    TokenLogprobs,
+    Unpin,
+)
 from streamgen.scheduling.admission import output_limit
 from streamgen.scheduling.scheduler import Scheduler
 from streamgen.scheduling.sequence import Sequence, State
+from streamgen.scheduling.tenants import MAX_IDLE
 from tests.scheduling.hash_model import HashModel, logprobs_of, solo_output, solo_scores, solo_states
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from streamgen.config import Tenant
     from streamgen.scheduling.limits import Limits
     from streamgen.scheduling.speculation import Drafter
+    from streamgen.scheduling.step import Step
+
+    Key = tuple[int, int]  # of a sequence: request, index
 
 KEY = b"a key for tests"
 
@@ -31,7 +48,50 @@ class Outcome(Struct):
     scores: list[TokenLogprobs] = []
     cached_tokens: int | None = None
     finish: str | None = None
+    code: str | None = None
+    message: str = ""
     num_entries: int = 0
+
+
+class Lives:
+    """A journal that checks the order of what it hears, and counts it."""
+
+    def __init__(self) -> None:
+        self._phases: dict[Key, str] = {}
+        self.counts: Counter[str] = Counter()
+
+    def _move(self, key: Key, old: tuple[str, ...], new: str) -> None:
+        assert self._phases[key] in old, f"{key}: {new} after {self._phases[key]}"
+        self._phases[key] = new
+        self.counts[new] += 1
+
+    def admitted(self, request: Admit) -> None:
+        for index in range(request.num_sequences):
+            self._phases[request.request_id, index] = "waiting"
+
+    def started(self, sequence: Sequence) -> None:
+        self._move(key_of(sequence), ("waiting",), "running")
+
+    def planned(self, step: Step) -> None:
+        assert all(self._phases[key_of(rows.sequence)] == "running" for rows in step.rows)
+
+    def completed(self, step: Step, seconds: float) -> None:
+        self.counts["completed"] += 1
+
+    def first_token(self, sequence: Sequence) -> None:
+        assert sequence.num_outputs
+        self.counts["first_token"] += 1
+
+    def preempted(self, sequence: Sequence) -> None:
+        self._move(key_of(sequence), ("running",), "waiting")
+
+    def finished(self, sequence: Sequence, reason: str) -> None:
+        del self._phases[key_of(sequence)]
+        self.counts[reason] += 1
+
+    @property
+    def num_open(self) -> int:
+        return len(self._phases)
 
 
 class Harness:
@@ -42,7 +102,10 @@ class Harness:
     ) -> None:
         self.limits = limits
         self.now = 0.0
-        self.scheduler = Scheduler(limits, prefix_key=KEY, clock=lambda: self.now, tenants=tenants, drafter=drafter)
+        self.lives = Lives()
+        self.scheduler = Scheduler(
+            limits, prefix_key=KEY, clock=lambda: self.now, tenants=tenants, drafter=drafter, journal=self.lives
+        )
         self.model = HashModel(
             num_pages=limits.num_pages,
             page_size=limits.page_size,
@@ -53,6 +116,10 @@ class Harness:
         self.outcomes: dict[tuple[int, int], Outcome] = {}
         self.stopped: set[tuple[int, int]] = set()
         self.cancelled: set[int] = set()
+        self.fails: Callable[[Sequence], bool] = lambda sequence: False  # whether a step with it in it fails
+        self.faults: dict[Key, str] = {}  # sequences whose next rows fail alone, and with what code
+        self.may_fail: set[Key] = set()
+        self._failed_generation = -1
         self.plans: deque[tuple[StepPlan, tuple[int, ...]]] = deque()
         self.num_plans = 0
         self.has_drafter = drafter is not None
@@ -79,8 +146,20 @@ class Harness:
         self.scheduler.stop_found(StopFound(request_id=request_id, index=index))
         self._check()
 
+    def pause(self, request_id: int, index: int = 0) -> None:
+        self.scheduler.pause(Pause(request_id=request_id, index=index))
+        self._check()
+
+    def resume(self, request_id: int, index: int = 0) -> None:
+        self.scheduler.resume(Resume(request_id=request_id, index=index))
+        self._check()
+
+    def unpin(self, key: str) -> None:
+        self.scheduler.unpin(Unpin(key=key))
+        self._check()
+
     def plan(self) -> StepPlan | None:
-        dead = self.scheduler._pool.free_pages()
+        dead = self.scheduler._cache.pool.free_pages()
         preemptions = self.scheduler._counters.preemptions
         plan = self.scheduler.plan()
         if plan is not None:
@@ -93,9 +172,35 @@ class Harness:
         return plan
 
     def complete(self) -> None:
-        """Execute the oldest plan and give its results back."""
+        """Execute the oldest plan and give its results back, or have it fail where something in it fails."""
+        if self.plans[0][0].generation == self._failed_generation:
+            self.fail("skipped")
+            return
+        sequences = [rows.sequence for rows in self.scheduler._in_flight[0].rows]
+        if any(self.fails(sequence) for sequence in sequences):
+            self.fail("error")
+            return
         plan, dead = self.plans.popleft()
-        self.scheduler.complete(self.model.execute(plan, dead))
+        done = self.model.execute(plan, dead)
+        found = [(i, self.faults.pop(key_of(s))) for i, s in enumerate(sequences) if key_of(s) in self.faults]
+        self.may_fail |= {key_of(sequences[i]) for i, _ in found}
+        faults = tuple(Fault(i, code, "it failed alone") for i, code in found)
+        self.scheduler.complete(structs.replace(done, faults=faults))
+        self._check()
+
+    @property
+    def can_fail(self) -> bool:
+        """Whether there is a plan, and a device that would try it."""
+        return bool(self.plans) and self.plans[0][0].generation != self._failed_generation
+
+    def fail(self, kind: str) -> None:
+        """The oldest plan has no results; half of it may have been done."""
+        plan, dead = self.plans.popleft()
+        if kind != "skipped":
+            self.model.fail(plan, dead, is_lost=kind == "lost")
+            self._failed_generation = plan.generation
+            self.may_fail |= {key_of(rows.sequence) for rows in self.scheduler._in_flight[0].rows}
+        self.scheduler.fail(StepFailed(step=plan.step, message="the step failed", kind=kind))
         self._check()
 
     def step(self, *, depth: int = 1) -> bool:
@@ -108,14 +213,21 @@ class Harness:
         return True
 
     def run(self, *, depth: int = 1, max_steps: int = 100_000) -> None:
-        """Run until idle, then check that nothing is left and every output is right."""
+        """Run until idle, paused ones at last too, then check that nothing is left and every output is right."""
         for _ in range(max_steps):
-            if not self.step(depth=depth):
+            if not self.step(depth=depth) and not self.resume_all():
                 break
         else:
             raise AssertionError(f"not idle after {max_steps} steps")
         self.check_idle()
         self.check_outcomes()
+
+    def resume_all(self) -> bool:
+        """Everybody reads again; False if everybody did."""
+        paused = [s for sequences in self.scheduler._requests.values() for s in sequences if s.is_paused]
+        for sequence in paused:
+            self.resume(*key_of(sequence))
+        return bool(paused)
 
     # ---- checks ---------------------------------------------------------------------------------------------------
 
@@ -137,15 +249,17 @@ class Harness:
         outcome.logprobs += entry.logprobs
         outcome.scores += entry.scores
         outcome.finish = entry.finish
+        outcome.code, outcome.message = entry.code, entry.message
 
     def _check_plan(self, plan: StepPlan) -> None:
-        limits, pool = self.limits, self.scheduler._pool
+        limits, pool = self.limits, self.scheduler._cache.pool
         assert sum(plan.counts) <= limits.step_tokens, "over budget"
         assert len(set(plan.slots)) == len(plan.slots), "a slot twice"
         assert all(count >= 1 for count in plan.counts)
         assert len(self.scheduler._in_flight) == len(self.plans)
         for rows in self.scheduler._in_flight[-1].rows:
             sequence = rows.sequence
+            assert not sequence.is_paused, "rows of a paused sequence"
             assert rows.start + rows.count <= limits.max_context
             assert rows.start + rows.count < sequence.num_prompt + max(sequence.max_tokens, 1)
             first, last = rows.start // limits.page_size, (rows.start + rows.count - 1) // limits.page_size
@@ -161,27 +275,33 @@ class Harness:
         scheduler = self.scheduler
         if scheduler._queue.are_several or scheduler._suspects:
             return  # who was served more may have to wait
-        waiting = [s for s in scheduler._prefilling.values() if not s.is_paused]
-        assert not (waiting and scheduler._pool.num_available), "a prompt was left out of a step that is not full"
+        waiting = [s for s in scheduler._batch.prefilling.values() if not s.is_paused]
+        assert not (waiting and scheduler._cache.pool.num_available), "a prompt was left out of a step that is not full"
         if self.has_drafter:
             return  # sequences wait for their results
         planned = set(plan.slots) if plan is not None else set()
-        for slot, sequence in scheduler._decoding.items():
+        for slot, sequence in scheduler._batch.decoding.items():
             assert slot in planned or not sequence.can_decode or scheduler._queue.are_several, (
                 "a decode was left out of a step that is not full"
             )
-        if scheduler._queue and not scheduler._is_start_paused:
+        if scheduler._queue and not scheduler._batch.is_start_barred:
             head = scheduler._queue.head()
             if head is None:
                 return
-            reasons = [head is scheduler._misfit, not scheduler._has_slots_for(head), head.leader is not None]
+            has_slots = scheduler._planner._starter._has_slots_for(head)
+            reasons = [head is scheduler._batch.misfit, not has_slots, head.leader is not None]
             assert any(reasons), "a request was left out of a step that is not full"
 
     def check_idle(self) -> None:
         stats = self.scheduler.stats()
-        assert (stats.running, stats.waiting, stats.pages_used) == (0, 0, 0)
+        assert (stats.running, stats.waiting, stats.paused, stats.pages_used) == (0, 0, 0, 0)
+        assert not self.scheduler._suspects
+        assert self.lives.num_open == 0
+        shares = self.scheduler._queue
+        assert not shares._open
+        assert len(shares._idle) <= MAX_IDLE
         assert self.scheduler.num_open == self.scheduler.num_in_flight == 0
-        assert len(self.scheduler._free_slots) == self.limits.max_running
+        assert len(self.scheduler._batch.free_slots) == self.limits.max_running
 
     def check_outcomes(self) -> None:
         for (request_id, index), outcome in self.outcomes.items():
@@ -194,6 +314,9 @@ class Harness:
             assert outcome.finish == "stopped"
         elif outcome.finish in ("cancelled", "deadline"):
             assert request.request_id in self.cancelled
+        elif outcome.finish == "error":
+            assert key in self.may_fail
+            assert outcome.message
         else:
             ending = "stop" if expected and expected[-1] in request.stop_ids else "length"
             assert (outcome.ids, outcome.finish) == (expected, ending), f"request {key}"
@@ -206,10 +329,14 @@ class Harness:
             assert outcome.logprobs == wanted, f"logprobs of {key}"
 
 
+def key_of(sequence: Sequence) -> Key:
+    return sequence.request.request_id, sequence.index
+
+
 def check_pages(scheduler: Scheduler) -> None:
     """Free + cached + held = total, and every reference count is the number of tables that have the page."""
-    pool = scheduler._pool
-    running: list[Sequence] = [*scheduler._running()]
+    pool, batch = scheduler._cache.pool, scheduler._batch
+    running: list[Sequence] = [*batch]
     tables = [*(sequence.pages for sequence in running), *scheduler._cache.pins]
     holders = Counter(page for pages in tables for page in pages)
     assert dict(pool.held_pages()) == dict(holders)
@@ -220,16 +347,20 @@ def check_pages(scheduler: Scheduler) -> None:
     assert pool.num_shared == len([count for count in holders.values() if count > 1])
     indexed = pool._is_indexed
     assert not [page for page in cached if not indexed[page]] and not [page for page in free if indexed[page]]
-    assert {sequence.slot for sequence in running} | set(scheduler._free_slots) == set(
+    assert {sequence.slot for sequence in running} | set(scheduler._batch.free_slots) == set(
         range(scheduler._limits.max_running)
     )
     assert all(sequence.state is State.RUNNING for sequence in running)
-    assert not [s for s in scheduler._queue if s.state is not State.WAITING or s.pages]
+    assert not [s for s in scheduler._queue if s.state is not State.WAITING or s.pages or s.is_paused]
+    assert scheduler._cache.pins.num_pages == sum(map(len, scheduler._cache.pins)) <= pool.num_total // 2
+    in_use = {page for sequence in running for page in sequence.pages}
+    pinned = {page for pages in scheduler._cache.pins for page in pages}
+    assert scheduler._cache.pins.num_alone() == len(pinned - in_use)
     shares = scheduler._queue._open
     for share in shares.values():
         assert [s.rank for s in share.waiting] == sorted(s.rank for s in share.waiting)
-        assert share.num_running == len([s for s in running if scheduler._queue.share_of(s) is share])
+        assert share.num_running == len([s for s in running if s.share is share])
     assert len(scheduler._queue) == sum(len(share.waiting) for share in shares.values())
     alive = [s for sequences in scheduler._requests.values() for s in sequences]
     assert sum(share.num_open for share in shares.values()) == len(alive)
-    assert scheduler._num_paused == len([s for s in alive if s.is_paused])
+    assert batch.num_paused == len([s for s in alive if s.is_paused])

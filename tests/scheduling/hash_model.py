@@ -65,6 +65,21 @@ class HashModel:
         tokens, logprobs, scores = zip(*(self._results(plan, i) for i in range(len(plan.slots))), strict=True)
         return StepDone(step=plan.step, tokens=tokens, logprobs=logprobs, scores=scores)
 
+    def fail(self, plan: StepPlan, dead_pages: tuple[int, ...], *, is_lost: bool) -> None:
+        """Stop in the middle of a plan: what it would have written is garbage; if `is_lost`, everything is."""
+        written = (
+            {page for pages in plan.pages for page in pages} | {target for _, target in plan.copies} | {*dead_pages}
+        )
+        for i, slot in enumerate(plan.slots):
+            first, last = plan.starts[i] // self._page_size, (plan.starts[i] + plan.counts[i] - 1) // self._page_size
+            table = next((list(b.pages) for b in plan.begins if b.slot == slot), self._tables[slot])
+            written |= {*[*table, *plan.pages[i]][first : last + 1]}
+        for page in range(len(self._pages)) if is_lost else written:
+            self._pages[page] = [POISON] * self._page_size
+        for slot, row in enumerate(self._tokens):
+            row[:] = [POISON] * len(row)
+            self._tables[slot], self._begins[slot] = [], None
+
     def _begin(self, begin: Begin) -> None:
         row = self._tokens[begin.slot]
         row[:] = [POISON] * len(row)

@@ -5,16 +5,30 @@ from __future__ import annotations
 from random import Random
 from typing import TYPE_CHECKING
 
+from streamgen.config import Tenant
 from streamgen.scheduling.limits import Limits
 from tests.scheduling.harness import Harness
 from tests.scheduling.hash_model import VOCABULARY, make_request, solo_output
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from streamgen.messages import Admit
     from streamgen.scheduling.sequence import Sequence
     from streamgen.scheduling.speculation import Drafter
+
+
+TENANTS = {"small": Tenant(max_running=2), "heavy": Tenant(weight=3.0), "light": Tenant(weight=0.5)}
+
+
+def random_failures(random: Random) -> Callable[[Sequence], bool]:
+    """One request of every few fails every step that it is in, from some length on."""
+    period, length = random.choice([11, 29]), random.choice([0, 2, 8])
+
+    def fails(sequence: Sequence) -> bool:
+        return sequence.request.request_id % period == 1 and sequence.num_outputs >= length
+
+    return fails
 
 
 def random_limits(random: Random) -> Limits:
@@ -41,12 +55,14 @@ class Workload:
         self._limits = limits
         self._texts = [[random.randrange(VOCABULARY) for _ in range(limits.max_context)] for _ in range(3)]
         self._num_made = 0
+        self._tenants = random.choice([[""], ["", "small"], ["", "small", "heavy", "light"]])
 
     def request(self) -> Admit:
         """The next request."""
         random, limits = self._random, self._limits
         prompt = self._prompt()
         self._num_made += 1
+        arrival = self._num_made * 0.7
         request = make_request(
             self._num_made,
             prompt,
@@ -56,6 +72,11 @@ class Workload:
             score_from=random.randrange(len(prompt) + 1) if random.random() < 0.2 else None,
             scope=random.choice(["", "", "other"]),
             priority=random.choice([0, 0, 0, 1]),
+            arrival=arrival,
+            deadline=random.choice([None, None, arrival + 5, arrival + 50]),
+            tenant=random.choice(self._tenants),
+            pin=random.choice(["", "", "", "first", "second"]),
+            has_processors=random.random() < 0.1,
             seed=random.choice([0, 0, 7]),
             min_tokens=random.choice([0, 0, 3]),
             logprobs=random.choice([None, 0]),
@@ -88,7 +109,9 @@ def simulate(seed: int, num_requests: int, *, drafter: Drafter | None = None, de
     """Run a random workload to its end, with every check on."""
     random = Random(seed)
     limits = random_limits(random)
-    harness = Harness(limits, drafter=drafter)
+    harness = Harness(limits, drafter=drafter, tenants=TENANTS)
+    if random.random() < 0.3:
+        harness.fails = random_failures(random)
     if random.random() < 0.4:
         trust_everyone(harness)
     workload = Workload(random, limits)
@@ -109,17 +132,36 @@ def simulate(seed: int, num_requests: int, *, drafter: Drafter | None = None, de
 
 
 def _disturb(harness: Harness, random: Random) -> None:
-    """Now and then cancel something, or find a stop string; sometimes in what has ended already."""
+    """Now and then cancel something, or find a stop string, or else; sometimes in what has ended already."""
     chance = random.random()
-    if chance > 0.08 or not harness.requests:
+    if chance > 0.16 or not harness.requests:
         return
     request_id = random.choice(list(harness.requests)[-12:])
+    if chance >= 0.08:
+        _disturb_more(harness, random, request_id)
+        return
     if chance < 0.04:
         harness.cancel(request_id, random.choice(["cancelled", "deadline"]))
         return
     speaking = [key for key, outcome in list(harness.outcomes.items())[-24:] if outcome.ids]
     if speaking:
         harness.stop_found(*random.choice(speaking))
+
+
+def _disturb_more(harness: Harness, random: Random, request_id: int) -> None:
+    index = random.randrange(harness.requests[request_id].num_sequences)
+    match random.choice(["pause", "pause", "resume", "resume", "unpin", "error", "lost", "fault"]):
+        case "pause":
+            harness.pause(request_id, index)
+        case "resume":
+            harness.resume(request_id, index)
+        case "unpin":
+            harness.unpin(random.choice(["first", "second", "unknown"]))
+        case "fault":
+            harness.faults[request_id, index] = "processor_error"
+        case kind:
+            if harness.can_fail:
+                harness.fail(kind)
 
 
 class OracleDrafter:

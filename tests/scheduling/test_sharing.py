@@ -104,7 +104,7 @@ def test_followers_share_the_prompt_and_copy_its_last_page(length: int, num_shar
     harness.admit(make_request(1, prompt_of(length), num_sequences=3))
     harness.plan()
     harness.complete()
-    leader = harness.scheduler._decoding[0]
+    leader = harness.scheduler._batch.decoding[0]
     plan = planned(harness)
     assert [begin.sample_index for begin in plan.begins] == [1, 2]
     assert plan.counts == (1, 1, 1)

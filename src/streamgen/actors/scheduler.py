@@ -59,8 +59,10 @@ class StepTimes:
         self._sent.append(self._clock())
 
     def step_failed(self) -> None:
-        """The oldest plan has no results."""
+        """The oldest plan, if there is one, has no results."""
         now = self._clock()
+        if not self._sent:
+            return
         self.step_seconds += now - max(self._sent.popleft(), self._last_done)
         self._last_done = now
 
@@ -135,8 +137,7 @@ class SchedulerActor(Actor[SchedulerInbox]):
         await self._quiet.wait()
 
     def _fail(self, failed: StepFailed) -> None:
-        if failed.kind != "dead":
-            self.times.step_failed()
+        self.times.step_failed()
         try:
             self._scheduler.fail(failed)
         except DeviceBroken as error:

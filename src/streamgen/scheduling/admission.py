@@ -2,8 +2,9 @@
 
 A request is started only if the pages that all running sequences will hold at their common peak still fit. The peak is
 that of LightLLM's router: sequences grow by a token per step until they end, so the total is largest just before one of
-them ends, and it is enough to look there. How long outputs will be is learned from those that ended (the idea of
-Past-Future scheduling, ASPLOS 2025). A wrong guess costs a preemption, never a result.
+them ends, and it is enough to look there. Who is paused is counted as if it went on: it will, or gives way to those that
+wait. How long outputs will be is learned from those that ended (the idea of Past-Future scheduling, ASPLOS 2025). A
+wrong guess costs a preemption, never a result.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from streamgen.scheduling.sequence import Sequence, State
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
+    from streamgen.config import Tenant
     from streamgen.scheduling.limits import Limits
     from streamgen.scheduling.pages import PagePool
 
@@ -206,6 +208,21 @@ def overload(request: Admit, limits: Limits, *, num_waiting: int, num_running: i
         code="engine_overloaded",
         message=f"queue: expected < {limits.max_queued} waiting beyond {limits.max_running} running, got {num_waiting} "
         f"waiting and {num_running} running; retry later, or open the engine with a larger max_queued",
+    )
+
+
+def tenant_overload(request: Admit, limits: Limits, tenant: Tenant, *, num_open: int) -> Refused | None:
+    """Whether its tenant has too much open. A request of several sequences may always be its tenant's only one."""
+    if tenant.max_queued is None:
+        return None
+    most = (tenant.max_running or limits.max_running) + tenant.max_queued
+    if num_open == 0 or num_open + request.num_sequences <= most:
+        return None
+    return Refused(
+        request_id=request.request_id,
+        code="rate_limited",
+        message=f"tenant {request.tenant!r}: expected <= {most} open sequences (its max_running + max_queued), got "
+        f"{num_open + request.num_sequences}; try again later",
     )
 
 

@@ -1,4 +1,4 @@
-"""What the scheduler tells of its decisions, for events and traces: one call per happening, none where nobody listens."""
+"""What the scheduler tells of its decisions, for events and traces: a call per happening, none where nobody listens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Journal(Protocol):
-    """Hears of each decision when it is taken, on the scheduler's thread. It must be quick, and must not keep sequences."""
+    """Hears of each decision when it is taken, on the scheduler's thread; is quick, and keeps no sequences."""
 
     def admitted(self, request: Admit) -> None:
         """A request waits from now on."""

@@ -1,7 +1,7 @@
 """Pinned pages: what sessions want kept although nothing runs on it.
 
-A pin is a holder of pages like a sequence, but the first to give way: it never costs a running sequence anything, and all
-pins together hold at most half of the pages.
+A pin is a holder of pages like a sequence, but the first to give way: it never costs a running sequence anything, and
+all pins together hold at most half of the pages.
 """
 
 from __future__ import annotations
@@ -36,8 +36,14 @@ class Pins:
         return len([page for page, count in counts.items() if self._pool.num_holders(page) == count])
 
     def hold(self, key: str, pages: list[int]) -> None:
-        """Keep these pages, each retained by the caller for this, in place of the key's earlier ones."""
+        """Keep these pages, each retained by the caller for this, in place of the key's earlier ones.
+
+        More than all pins may hold are not kept at all: they would drive out everybody else's.
+        """
         self.drop(key)
+        if not 0 < len(pages) <= self._max_pages:
+            self._pool.release_table(pages)
+            return
         self._pages[key] = pages
         self.num_pages += len(pages)
         while self.num_pages > self._max_pages:

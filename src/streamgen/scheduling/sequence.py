@@ -11,9 +11,12 @@ samples, it gives token p + 1.
 from __future__ import annotations
 
 from enum import Enum, auto
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from streamgen.messages import Admit, Begin
+
+if TYPE_CHECKING:
+    from streamgen.scheduling.tenants import Share
 
 AGE_SECONDS = 10.0  # of waiting are worth one step of priority
 
@@ -25,7 +28,7 @@ class State(Enum):
 
     HELD = auto()  # a further continuation, whose request's prompt is not computed yet
     WAITING = auto()
-    PARKED = auto()  # preempted while its reader is behind: it waits for him, outside the queue
+    PARKED = auto()  # without a slot while its reader is behind: it waits for him, outside the queue
     RUNNING = auto()
     ENDED = auto()
 
@@ -68,6 +71,7 @@ class Sequence:
 
     rank             the smaller, the more important: (level, deadline, arrival, index). A level is a step of priority,
                      or AGE_SECONDS of having arrived earlier; ranks never change, so queues stay sorted
+    share            of its tenant, from when it is admitted
     has_started      it had a slot before, and was charged for its prompt
     is_paused        its reader is behind: it gets no rows
     num_losses       executors that died while it ran
@@ -106,10 +110,13 @@ class Sequence:
         "rank",
         "request",
         "run",
+        "share",
         "slot",
         "state",
         "stop_ids",
     )
+
+    share: Share
 
     def __init__(self, request: Admit, *, index: int, arrival: int, max_tokens: int, root: bytes) -> None:
         self.request = request
@@ -184,9 +191,8 @@ class Sequence:
         self.num_shared_hint = num_shared
         self.cached_tokens = num_computed
 
-    def leave(self, state: State) -> None:
+    def leave(self) -> None:
         """Give up slot and pages, which the caller frees, and everything that steps under way will bring."""
-        self.state = state
         self.slot = None
         self.pages = []
         self.run += 1

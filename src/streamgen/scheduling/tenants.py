@@ -2,8 +2,8 @@
 
 The tenant with the least counter goes first (the virtual token counter of Sheng et al., "Fairness in Serving Large
 Language Models", OSDI 2024): its counter grows by the tokens of its prompts and outputs, divided by its weight, so over
-time those that want more than they get have equal shares. Who comes back after a pause is lifted to the least counter of
-the others, since what was not used cannot be saved up. A prompt costs the same whether it was cached or not: nobody can
+time those that want more than they get have equal shares. Whose queue was empty is lifted to little less than the
+least counter of those that wait, since what was not used cannot be saved up, but for a few requests. A prompt costs the same whether it was cached or not: nobody can
 tell from his share what others have asked.
 
 Within a tenant a sequence's rank decides: priority, raised by waiting, then deadline, then arrival.
@@ -11,17 +11,19 @@ Within a tenant a sequence's rank decides: priority, raised by waiting, then dea
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, insort
 from typing import TYPE_CHECKING
 
 from streamgen.config import Tenant
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from streamgen.scheduling.sequence import Rank, Sequence
 
 PROMPT_COST, OUTPUT_COST = 1, 2  # of a token; a decode costs a step more than its share of a prompt does
+MAX_CREDIT = 1024.0  # of tokens that a tenant left to others, for its weight: so its next requests start at once
 MAX_IDLE = 1024  # tenants whose counters are remembered while they have nothing open
 
 _DEFAULT = Tenant()
@@ -32,18 +34,28 @@ class Share:
 
     __slots__ = ("counter", "max_running", "num_open", "num_running", "waiting", "weight")
 
-    def __init__(self, tenant: Tenant) -> None:
+    def __init__(self, tenant: Tenant, counter: float) -> None:
         self.weight = float(tenant.weight)
         self.max_running = tenant.max_running
-        self.counter = 0.0
+        self.counter = counter
         self.waiting: list[Sequence] = []  # by rank
         self.num_running = 0
         self.num_open = 0  # sequences that have not ended
 
     @property
     def can_start(self) -> bool:
-        """Whether its limits let another of its sequences run."""
+        """Whether its own limit lets another of its sequences run."""
         return self.max_running is None or self.num_running < self.max_running
+
+    @property
+    def num_startable(self) -> float:
+        """How many more of its sequences its own limit lets run."""
+        return math.inf if self.max_running is None else self.max_running - self.num_running
+
+    @property
+    def urgency(self) -> tuple[float, float, Rank]:
+        """The smaller, the sooner its next sequence starts. It must have one that waits."""
+        return self.counter, self.num_running / self.weight, self.waiting[0].rank
 
 
 class Tenants:
@@ -53,6 +65,7 @@ class Tenants:
         self._tenants = tenants
         self._open: dict[str, Share] = {}
         self._idle: dict[str, float] = {}  # counters, least recently left first
+        self._last: Share | None = None  # whose queue emptied last
         self._num_waiting = 0
 
     def __len__(self) -> int:
@@ -67,25 +80,27 @@ class Tenants:
         """Whether more than one tenant has something open."""
         return len(self._open) > 1
 
-    def share_of(self, sequence: Sequence) -> Share:
-        """The tenant of a sequence that has not ended."""
-        return self._open[sequence.request.tenant]
+    def options(self, name: str) -> Tenant:
+        """What was said of a tenant when the engine opened."""
+        return self._tenants.get(name, _DEFAULT)
+
+    def num_open(self, name: str) -> int:
+        """Sequences of a tenant that have not ended."""
+        share = self._open.get(name)
+        return 0 if share is None else share.num_open
 
     def enter(self, sequence: Sequence) -> None:
         """A sequence exists from now on."""
         name = sequence.request.tenant
         share = self._open.get(name)
         if share is None:
-            share = Share(self._tenants.get(name, _DEFAULT))
-            least = min((other.counter for other in self._open.values()), default=0.0)
-            share.counter = max(self._idle.pop(name, 0.0), least)
-            self._open[name] = share
+            share = self._open[name] = Share(self.options(name), self._idle.pop(name, 0.0))
         share.num_open += 1
+        sequence.share = share
 
     def leave(self, sequence: Sequence) -> None:
         """A sequence has ended; it neither waits nor runs."""
-        name = sequence.request.tenant
-        share = self._open[name]
+        share, name = sequence.share, sequence.request.tenant
         share.num_open -= 1
         if share.num_open:
             return
@@ -96,50 +111,62 @@ class Tenants:
 
     def push(self, sequence: Sequence) -> None:
         """It waits from now on."""
-        insort(self.share_of(sequence).waiting, sequence, key=_rank)
+        share = sequence.share
+        if not share.waiting and not sequence.has_started:
+            share.counter = max(share.counter, self._floor() - MAX_CREDIT)
+        insort(share.waiting, sequence, key=_rank)
         self._num_waiting += 1
+
+    def _floor(self) -> float:
+        """What a tenant that did not want anything for a while is lifted to."""
+        counters = [share.counter for share in self._open.values() if share.waiting]
+        if counters:
+            return min(counters)
+        return self._last.counter if self._last is not None else 0.0
 
     def remove(self, sequence: Sequence) -> None:
         """It does not wait any more."""
-        waiting = self.share_of(sequence).waiting
-        del waiting[bisect_left(waiting, sequence.rank, key=_rank)]
+        share = sequence.share
+        del share.waiting[bisect_left(share.waiting, sequence.rank, key=_rank)]
         self._num_waiting -= 1
+        if not share.waiting:
+            self._last = share
 
     def head(self) -> Sequence | None:
         """Who starts next: the first of the tenant that was given least, of those that may run another."""
         startable = [share for share in self._open.values() if share.waiting and share.can_start]
         if not startable:
             return None
-        least = min(startable, key=lambda share: (share.counter, share.waiting[0].rank))
+        least = startable[0] if len(startable) == 1 else min(startable, key=_urgency)
         return least.waiting[0]
 
     def charge_prompt(self, sequence: Sequence) -> None:
-        """A sequence starts for the first time."""
-        share = self.share_of(sequence)
-        share.counter += PROMPT_COST * sequence.num_prompt / share.weight
+        """A sequence starts for the first time. Further continuations share the first one's prompt."""
+        if sequence.index == 0:
+            sequence.share.counter += PROMPT_COST * sequence.num_prompt / sequence.share.weight
 
     def charge_output(self, sequence: Sequence, count: int) -> None:
         """A sequence was given so many tokens."""
-        share = self.share_of(sequence)
-        share.counter += OUTPUT_COST * count / share.weight
+        sequence.share.counter += OUTPUT_COST * count / sequence.share.weight
 
-    def least_served(self, sequences: Iterable[Sequence]) -> Share | None:
-        """The tenant that was given least, among those of these sequences."""
-        return min((self.share_of(s) for s in sequences), key=lambda share: share.counter, default=None)
+    def overserved(self, share: Share, *, num_places: int) -> Share | None:
+        """The tenant that runs most beyond its fair part of the places, if `share` runs less than its own.
 
-    def overserved(self, share: Share, num_slots: int) -> Share | None:
-        """The tenant that runs most beyond its fair part of the slots, if `share` runs less than its own.
-
-        Only tenants that run two or more are named: nobody loses the last sequence that runs for him.
+        A fair part is one place at least. Only tenants that were served more and run two or more are named: nobody
+        loses the last sequence that runs for him.
         """
         wanting = [other for other in self._open.values() if other.waiting or other.num_running]
-        per_weight = num_slots / sum(other.weight for other in wanting)
-        if share.num_running + 1 > share.weight * per_weight:
+        per_weight = num_places / sum(other.weight for other in wanting)
+        if share.num_running + 1 > max(1.0, share.weight * per_weight):
             return None
         most = max(wanting, key=lambda other: other.num_running - other.weight * per_weight)
         is_over = most.num_running > max(1.0, most.weight * per_weight)
-        return most if is_over and most is not share else None
+        return most if is_over and most.counter > share.counter else None
 
 
 def _rank(sequence: Sequence) -> Rank:
     return sequence.rank
+
+
+def _urgency(share: Share) -> tuple[float, float, Rank]:
+    return share.urgency

@@ -1,0 +1,229 @@
+"""Tenants: who is next, what each is charged, and that nobody's flood is felt much by others (in virtual time)."""
+
+from __future__ import annotations
+
+from itertools import chain
+from statistics import mean
+from typing import TYPE_CHECKING
+
+import pytest
+
+from streamgen.config import Tenant
+from streamgen.scheduling.tenants import MAX_CREDIT, MAX_IDLE
+from tests.scheduling.hash_model import make_request
+from tests.scheduling.small import make_harness, planned, prompt_of
+from tests.scheduling.virtual_time import ROW_SECONDS, STEP_SECONDS, Timeline, stream
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tests.scheduling.harness import Harness
+
+STARTING = 5.0  # seconds of the flood before anybody else comes
+
+FLOODS = {"alike": (64, 32), "long answers": (8, 200), "long prompts": (400, 4), "both": (100, 100)}
+
+
+def waits(*, prompt: int, max_tokens: int, flood: tuple[int, int] | None, **sizes: int) -> list[float]:
+    """Seconds to the first token of a quiet tenant's requests, beside a flood of prompts and outputs of these sizes."""
+    timeline = Timeline(**sizes)
+    mine = stream(1, "mine", num=30, every=1.0, start=STARTING, prompt=prompt, max_tokens=max_tokens)
+    others = []
+    if flood is not None:
+        others = stream(10_000, "flood", num=4000, every=0.01, prompt=flood[0], max_tokens=flood[1])
+    timeline.run([*mine, *others], until=STARTING + 40.0)
+    found = timeline.waits("mine")
+    assert len(found) == 30
+    return found
+
+
+@pytest.mark.parametrize("num_pages", [4000, 100])
+@pytest.mark.parametrize("flood", FLOODS.values(), ids=FLOODS)
+@pytest.mark.parametrize("prompt", [300, 500])
+def test_a_flood_leaves_anothers_first_tokens_within_twice(prompt: int, flood: tuple[int, int], num_pages: int) -> None:
+    sizes = {"prompt": prompt, "max_tokens": 16, "num_pages": num_pages}
+    assert mean(waits(flood=flood, **sizes)) <= 2 * mean(waits(flood=None, **sizes))
+
+
+@pytest.mark.parametrize("flood", FLOODS.values(), ids=FLOODS)
+@pytest.mark.parametrize("prompt", [8, 64, 128])
+def test_a_short_prompt_waits_for_the_steps_under_way_besides(prompt: int, flood: tuple[int, int]) -> None:
+    alone = waits(prompt=prompt, max_tokens=8, flood=None)
+    beside = waits(prompt=prompt, max_tokens=8, flood=flood)
+    full_step = STEP_SECONDS + 128 * ROW_SECONDS
+    assert beside[-1] <= 2 * alone[-1] + 2 * full_step
+
+
+def shares(tenants: Mapping[str, Tenant], shapes: Mapping[str, tuple[int, int]], seconds: float) -> dict[str, float]:
+    """Rows that each tenant was given, where each alone asks for more than there is."""
+    timeline = Timeline(tenants=tenants)
+    requests = [
+        stream(10_000 * i, name, num=3000, every=0.02, prompt=prompt, max_tokens=max_tokens)
+        for i, (name, (prompt, max_tokens)) in enumerate(shapes.items(), 1)
+    ]
+    timeline.run(chain.from_iterable(requests), until=seconds)
+    given = dict.fromkeys(shapes, 0.0)
+    for seen in timeline.seen.values():
+        if seen.first_token is not None:
+            given[seen.request.tenant] += len(seen.request.prompt_ids)
+    return {name: rows + 2 * timeline.tokens[name] for name, rows in given.items()}
+
+
+def jain(values: list[float]) -> float:
+    return sum(values) ** 2 / (len(values) * sum(value**2 for value in values))
+
+
+def test_equal_tenants_have_equal_shares_under_overload() -> None:
+    shapes = {"a": (64, 32), "b": (8, 100), "c": (300, 4), "d": (100, 100)}
+    given = shares({}, shapes, 60.0)
+    assert jain([*given.values()]) >= 0.95
+    assert max(given.values()) <= 1.15 * min(given.values())
+
+
+def test_weights_are_shares() -> None:
+    given = shares({"heavy": Tenant(weight=3.0)}, {"heavy": (64, 32), "light": (64, 32)}, 60.0)
+    assert 2.7 <= given["heavy"] / given["light"] <= 3.3
+
+
+def test_who_was_alone_owes_nothing_to_those_that_come_later() -> None:
+    """The old tenant had the machine for long; a new one comes while it is away. Then they share."""
+    timeline = Timeline()
+    timeline.run(stream(1, "old", num=300, every=0.0))
+    start = timeline.now + 1.0
+    both = [stream(10_000 * i, name, num=300, every=0.0, start=start) for i, name in enumerate(["new", "old"], 1)]
+    timeline.tokens.clear()
+    timeline.run([*both[0], *both[1]], until=start + 6.0)
+    assert timeline.tokens["old"] > 0.7 * timeline.tokens["new"] > 100
+
+
+def test_leaving_and_coming_back_erases_no_debt() -> None:
+    harness = make_harness(max_running=1, max_queued=100)
+    queue = harness.scheduler._queue
+    for request_id in range(4):
+        harness.admit(make_request(request_id, prompt_of(8, request_id), tenant="greedy", max_tokens=20))
+    harness.run()
+    debt = queue._idle["greedy"]
+    assert debt == 4 * (8 + 2 * 20)
+    harness.admit(make_request(9, prompt_of(8), tenant="greedy"))
+    assert queue._open["greedy"].counter >= debt
+
+
+def test_what_was_not_used_cannot_be_saved_up() -> None:
+    harness = make_harness(max_running=1, max_queued=1000, max_context=60)
+    for request_id in range(60):
+        harness.admit(make_request(request_id, prompt_of(8, request_id), tenant="busy", max_tokens=40))
+    for _ in range(1500):
+        harness.step()
+    harness.admit(make_request(100, prompt_of(3), tenant="late"))
+    counters = {name: share.counter for name, share in harness.scheduler._queue._open.items()}
+    assert counters["busy"] > 2 * MAX_CREDIT
+    assert counters["late"] == counters["busy"] - MAX_CREDIT
+
+
+def test_a_prompt_costs_the_same_whether_it_was_cached_or_not() -> None:
+    def cost(other_tenant: str) -> tuple[float, int | None]:
+        harness = make_harness()
+        harness.admit(make_request(1, prompt_of(20), tenant=other_tenant, scope="public"))
+        harness.run()
+        before = harness.scheduler._queue._idle.get("mine", 0.0)
+        harness.admit(make_request(2, prompt_of(20), tenant="mine", scope="public"))
+        harness.run()
+        return harness.scheduler._queue._idle["mine"] - before, harness.outcomes[2, 0].cached_tokens
+
+    def cost_of_another() -> tuple[float, int | None]:
+        harness = make_harness()
+        harness.admit(make_request(1, prompt_of(20, 30), tenant="other", scope="public"))
+        harness.run()
+        harness.admit(make_request(2, prompt_of(20), tenant="mine", scope="public"))
+        harness.run()
+        return harness.scheduler._queue._idle["mine"], harness.outcomes[2, 0].cached_tokens
+
+    (hit, found), (miss, nothing) = cost("other"), cost_of_another()
+    assert (found, nothing) == (16, 0)
+    assert hit == miss == 20 + 2 * 8
+
+
+def started(harness: Harness) -> list[int]:
+    """The requests that start in the next step, by their first id."""
+    return [begin.ids[0] for begin in planned(harness).begins]
+
+
+def test_the_least_served_tenant_is_next() -> None:
+    harness = make_harness(max_running=1, step_tokens=64, max_queued=100)
+    for request_id in range(1, 4):
+        harness.admit(make_request(request_id, [request_id] * 9, tenant="a", max_tokens=1))
+    harness.admit(make_request(11, [11] * 9, tenant="b", max_tokens=1))
+    order = []
+    while harness.outcomes[3, 0].finish is None:
+        order += started(harness)
+        harness.complete()
+    assert order == [1, 11, 2, 3]
+    harness.run()
+
+
+def test_a_tenants_own_limit_leaves_the_slots_to_others() -> None:
+    harness = make_harness(tenants={"small": Tenant(max_running=2)}, max_running=6)
+    for request_id in range(1, 6):
+        harness.admit(make_request(request_id, [request_id], tenant="small", max_tokens=20))
+    harness.admit(make_request(8, [8], tenant="small", num_sequences=4))
+    for request_id in range(11, 15):
+        harness.admit(make_request(request_id, [request_id], tenant="big", max_tokens=20))
+    assert sorted(started(harness)) == [1, 2, 11, 12, 13, 14]
+    harness.run(depth=2)
+
+
+def test_slots_that_a_tenants_limit_leaves_unused_are_not_kept_for_its_followers() -> None:
+    harness = make_harness(tenants={"small": Tenant(max_running=1)}, max_running=4)
+    harness.admit(make_request(1, [1] * 9, tenant="small", num_sequences=4))
+    for request_id in (11, 12, 13):
+        harness.admit(make_request(request_id, [request_id], tenant="big"))
+    assert sorted(started(harness)) == [1, 11, 12, 13]
+    harness.run()
+
+
+def test_a_tenant_with_too_much_open_is_refused_and_others_are_not() -> None:
+    harness = make_harness(tenants={"small": Tenant(max_running=1, max_queued=1)})
+    assert harness.admit(make_request(1, [1], tenant="small")) is None
+    assert harness.admit(make_request(2, [2], tenant="small")) is None
+    refused = harness.admit(make_request(3, [3], tenant="small"))
+    assert refused is not None
+    assert refused.code == "rate_limited"
+    assert "'small'" in refused.message
+    assert harness.admit(make_request(4, [4], tenant="other")) is None
+    harness.run()
+    assert harness.admit(make_request(5, [5], tenant="small", num_sequences=3)) is None
+    harness.run()
+
+
+def test_no_structure_grows_with_tenants_ever_seen() -> None:
+    harness = make_harness()
+    for request_id in range(MAX_IDLE + 50):
+        harness.admit(make_request(request_id, [1], tenant=f"tenant {request_id}", max_tokens=1))
+        harness.step()
+    queue = harness.scheduler._queue
+    assert not queue._open
+    assert len(queue._idle) == MAX_IDLE
+
+
+def test_slots_are_taken_back_from_who_has_most() -> None:
+    """Four long answers of one tenant fill the slots; another's request starts at once all the same, and all end well."""
+    harness = make_harness(max_running=4)
+    for request_id in range(1, 5):
+        harness.admit(make_request(request_id, [request_id] * 5, tenant="greedy", max_tokens=40))
+    harness.step()
+    harness.step()
+    for request_id in range(11, 14):
+        harness.admit(make_request(request_id, [request_id] * 5, tenant="other", max_tokens=4))
+    assert started(harness) == [11, 12]  # two of four places are its fair part
+    assert harness.scheduler.stats().preemptions == 2
+    harness.run(depth=2)
+
+
+def test_nobody_loses_the_last_sequence_that_runs_for_him() -> None:
+    harness = make_harness(max_running=2)
+    for name in "ab":
+        harness.admit(make_request(ord(name), [ord(name) % 61] * 5, tenant=name, max_tokens=30))
+    harness.step()
+    harness.admit(make_request(3, [3], tenant="c", max_tokens=1))
+    harness.run()
+    assert harness.scheduler.stats().preemptions == 0
