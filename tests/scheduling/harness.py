@@ -119,6 +119,8 @@ class Harness:
         self.fails: Callable[[Sequence], bool] = lambda sequence: False  # whether a step with it in it fails
         self.faults: dict[Key, str] = {}  # sequences whose next rows fail alone, and with what code
         self.may_fail: set[Key] = set()
+        self.most_sequences = limits.max_running  # with more in it a step fails
+        self.num_failures = 0  # of steps
         self._failed_generation = -1
         self.plans: deque[tuple[StepPlan, tuple[int, ...]]] = deque()
         self.num_plans = 0
@@ -135,9 +137,9 @@ class Harness:
         self._check()
         return refused
 
-    def cancel(self, request_id: int, reason: str = "cancelled") -> None:
+    def cancel(self, request_id: int, reason: str = "cancelled", message: str = "") -> None:
         self.cancelled.add(request_id)
-        self.scheduler.cancel(Cancel(request_id=request_id, reason=reason))
+        self.scheduler.cancel(Cancel(request_id=request_id, reason=reason, message=message))
         self._check()
 
     def stop_found(self, request_id: int, index: int = 0) -> None:
@@ -177,7 +179,7 @@ class Harness:
             self.fail("skipped")
             return
         sequences = [rows.sequence for rows in self.scheduler._in_flight[0].rows]
-        if any(self.fails(sequence) for sequence in sequences):
+        if len(sequences) > self.most_sequences or any(self.fails(sequence) for sequence in sequences):
             self.fail("error")
             return
         plan, dead = self.plans.popleft()
@@ -199,6 +201,7 @@ class Harness:
         if kind != "skipped":
             self.model.fail(plan, dead, is_lost=kind == "lost")
             self._failed_generation = plan.generation
+            self.num_failures += 1
             self.may_fail |= {key_of(rows.sequence) for rows in self.scheduler._in_flight[0].rows}
         self.scheduler.fail(StepFailed(step=plan.step, message="the step failed", kind=kind))
         self._check()
@@ -256,6 +259,9 @@ class Harness:
         assert sum(plan.counts) <= limits.step_tokens, "over budget"
         assert len(set(plan.slots)) == len(plan.slots), "a slot twice"
         assert all(count >= 1 for count in plan.counts)
+        assert len({begin.slot for begin in plan.begins} & {*plan.slots}) == len(plan.begins), (
+            "a slot taken for nothing"
+        )
         assert len(self.scheduler._in_flight) == len(self.plans)
         for rows in self.scheduler._in_flight[-1].rows:
             sequence = rows.sequence

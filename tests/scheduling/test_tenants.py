@@ -56,7 +56,7 @@ def test_a_short_prompt_waits_for_the_steps_under_way_besides(prompt: int, flood
 
 def shares(tenants: Mapping[str, Tenant], shapes: Mapping[str, tuple[int, int]], seconds: float) -> dict[str, float]:
     """Rows that each tenant was given, where each alone asks for more than there is."""
-    timeline = Timeline(tenants=tenants)
+    timeline = Timeline(tenants)
     requests = [
         stream(10_000 * i, name, num=3000, every=0.02, prompt=prompt, max_tokens=max_tokens)
         for i, (name, (prompt, max_tokens)) in enumerate(shapes.items(), 1)
@@ -121,24 +121,15 @@ def test_what_was_not_used_cannot_be_saved_up() -> None:
 
 
 def test_a_prompt_costs_the_same_whether_it_was_cached_or_not() -> None:
-    def cost(other_tenant: str) -> tuple[float, int | None]:
+    def cost(others_prompt: list[int]) -> tuple[float, int | None]:
         harness = make_harness()
-        harness.admit(make_request(1, prompt_of(20), tenant=other_tenant, scope="public"))
-        harness.run()
-        before = harness.scheduler._queue._idle.get("mine", 0.0)
-        harness.admit(make_request(2, prompt_of(20), tenant="mine", scope="public"))
-        harness.run()
-        return harness.scheduler._queue._idle["mine"] - before, harness.outcomes[2, 0].cached_tokens
-
-    def cost_of_another() -> tuple[float, int | None]:
-        harness = make_harness()
-        harness.admit(make_request(1, prompt_of(20, 30), tenant="other", scope="public"))
+        harness.admit(make_request(1, others_prompt, tenant="other", scope="public"))
         harness.run()
         harness.admit(make_request(2, prompt_of(20), tenant="mine", scope="public"))
         harness.run()
         return harness.scheduler._queue._idle["mine"], harness.outcomes[2, 0].cached_tokens
 
-    (hit, found), (miss, nothing) = cost("other"), cost_of_another()
+    (hit, found), (miss, nothing) = cost(prompt_of(20)), cost(prompt_of(20, 30))
     assert (found, nothing) == (16, 0)
     assert hit == miss == 20 + 2 * 8
 
@@ -206,7 +197,7 @@ def test_no_structure_grows_with_tenants_ever_seen() -> None:
 
 
 def test_slots_are_taken_back_from_who_has_most() -> None:
-    """Four long answers of one tenant fill the slots; another's request starts at once all the same, and all end well."""
+    """Four long answers of one tenant fill the slots; another's requests start at once, and all end well."""
     harness = make_harness(max_running=4)
     for request_id in range(1, 5):
         harness.admit(make_request(request_id, [request_id] * 5, tenant="greedy", max_tokens=40))
@@ -227,3 +218,26 @@ def test_nobody_loses_the_last_sequence_that_runs_for_him() -> None:
     harness.admit(make_request(3, [3], tenant="c", max_tokens=1))
     harness.run()
     assert harness.scheduler.stats().preemptions == 0
+
+
+def test_nobody_loses_the_slot_in_the_step_in_which_he_took_it() -> None:
+    """The other tenant is the less served one only once the fourth request has started and is paid for."""
+    harness = make_harness(max_running=4, step_tokens=64)
+    harness.admit(make_request(9, prompt_of(30, 30), tenant="b", max_tokens=1))
+    harness.run()
+    for request_id, length in enumerate([3, 3, 3, 40], 1):
+        harness.admit(make_request(request_id, [request_id] * length, tenant="a", max_tokens=20))
+    harness.admit(make_request(11, [11], tenant="b"))
+    assert started(harness) == [1, 2, 3, 4]
+    assert started(harness) == [11]
+    harness.run(depth=2)
+
+
+def test_who_is_limited_for_somebody_that_cannot_start_runs_after_all() -> None:
+    harness = make_harness(step_tokens=1, num_pages=8)
+    harness.admit(make_request(1, prompt_of(4), tenant="a", max_tokens=20))
+    for _ in range(6):
+        harness.step()
+    harness.admit(make_request(2, prompt_of(20, 30), tenant="b"))
+    assert planned(harness).begins == ()
+    harness.run()

@@ -39,7 +39,7 @@ class Seen(Struct):
 class Timeline:
     """A scheduler and a device in virtual time. Requests are admitted when their `arrival` comes."""
 
-    def __init__(self, *, tenants: Mapping[str, Tenant] | None = None, **sizes: int) -> None:
+    def __init__(self, tenants: Mapping[str, Tenant] | None = None, /, **sizes: int) -> None:
         fields = {"num_pages": 4000, "max_running": 16, "step_tokens": 128, "max_context": 1000, "max_queued": 100_000}
         self.limits = Limits(**(fields | sizes))  # type: ignore[arg-type]  # sizes of the tests
         self.now = 0.0

@@ -2,9 +2,9 @@
 
 A request is started only if the pages that all running sequences will hold at their common peak still fit. The peak is
 that of LightLLM's router: sequences grow by a token per step until they end, so the total is largest just before one of
-them ends, and it is enough to look there. Who is paused is counted as if it went on: it will, or gives way to those that
-wait. How long outputs will be is learned from those that ended (the idea of Past-Future scheduling, ASPLOS 2025). A
-wrong guess costs a preemption, never a result.
+them ends, and it is enough to look there. Who is paused is counted as if it went on: it will, or gives way. How long
+outputs will be is learned from those that ended (the idea of Past-Future scheduling, ASPLOS 2025). A wrong guess costs
+a preemption, never a result.
 """
 
 from __future__ import annotations
@@ -106,8 +106,16 @@ class Admission:
         self, running: Iterable[Sequence], candidate: Sequence, *, num_pinned: int = 0, with_followers: bool = True
     ) -> bool:
         """Whether all of them can run side by side to their ends, beside pinned pages, as far as can be told."""
-        peak = self.predicted_peak([*running, candidate], with_followers=with_followers)
+        sequences = [*running, candidate]
+        if num_pinned + self._most_pages(sequences) <= self._limits.num_pages:
+            return True  # whatever becomes of them
+        peak = self.predicted_peak(sequences, with_followers=with_followers)
         return peak + num_pinned <= self._limits.num_pages
+
+    def _most_pages(self, sequences: Iterable[Sequence]) -> int:
+        """Pages if all of them, and their followers, wrote as much as they may and shared nothing."""
+        size = self._limits.page_size
+        return sum([((s.num_prompt + s.max_tokens) // size + 1) * (1 + len(s.followers)) for s in sequences])
 
     def predicted_peak(self, sequences: Collection[Sequence], *, with_followers: bool = True) -> int:
         """The most pages that they will hold at one time; those whose prompts are not computed in the order they run.

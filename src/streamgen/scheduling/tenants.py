@@ -2,9 +2,10 @@
 
 The tenant with the least counter goes first (the virtual token counter of Sheng et al., "Fairness in Serving Large
 Language Models", OSDI 2024): its counter grows by the tokens of its prompts and outputs, divided by its weight, so over
-time those that want more than they get have equal shares. Whose queue was empty is lifted to little less than the
-least counter of those that wait, since what was not used cannot be saved up, but for a few requests. A prompt costs the same whether it was cached or not: nobody can
-tell from his share what others have asked.
+time those that want more than they get have equal shares. What is not used cannot be saved up: whose queue was empty is
+lifted to the least counter of those that wait, less a small credit, so that who wants little need not wait until the
+last request of who wants much is paid for. A prompt costs the same whether it was cached or not: nobody can tell from
+his share what others have asked.
 
 Within a tenant a sequence's rank decides: priority, raised by waiting, then deadline, then arrival.
 """

@@ -1,0 +1,49 @@
+"""Predicted starts, against what happens then."""
+
+from __future__ import annotations
+
+import pytest
+
+from streamgen.scheduling.forecast import Forecast, StartTimes
+from tests.scheduling.virtual_time import Timeline, stream
+
+
+def test_with_free_slots_a_request_starts_at_once() -> None:
+    timeline = Timeline(max_running=4)
+    assert timeline.scheduler.forecast().start_in() == 0.0
+    timeline.run(stream(1, "", num=3, every=0.0), until=0.2)
+    forecast = timeline.scheduler.forecast()
+    assert forecast.num_free == 1
+    assert forecast.start_in() == 0.0
+
+
+@pytest.mark.parametrize("num_waiting", [5, 20, 40])
+def test_the_wait_behind_a_queue_is_predicted(num_waiting: int) -> None:
+    timeline = Timeline(max_running=4)
+    timeline.run(stream(1, "", num=100 + num_waiting, every=0.0, prompt=40, max_tokens=20), until=0.01)
+    while timeline.scheduler.stats().waiting > num_waiting:
+        timeline.run([], until=timeline.now + 0.01)
+    predicted, now = timeline.scheduler.forecast().start_in(), timeline.now
+    timeline.run(stream(1000, "", num=1, every=0.0, start=now, prompt=40, max_tokens=20))
+    happened = timeline.seen[1000].wait
+    assert predicted == pytest.approx(happened, rel=0.35)
+
+
+def test_unknown_is_no_wait() -> None:
+    forecast = Forecast(num_waiting=3)
+    assert forecast.start_in() == 0.0
+    assert forecast.retry_after() == 1.0
+
+
+def test_places_count() -> None:
+    forecast = Forecast(num_waiting=3, num_free=1, seconds_per_start=2.0)
+    assert forecast.start_in() == 6.0
+    assert forecast.start_in(2) == 10.0
+    assert forecast.retry_after() == 2.0
+
+
+def test_time_without_a_queue_is_not_counted() -> None:
+    times = StartTimes()
+    for now, num_left in ((0.0, 1), (2.0, 0), (100.0, 1), (102.0, 0)):
+        times.started(now, num_left=num_left)
+    assert times.seconds_per_start == 2.0
