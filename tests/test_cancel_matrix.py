@@ -69,7 +69,7 @@ class Scene:
                 await until(lambda: len(mailbox.completion().ids) >= 2)
             case "paused":
                 self.runner.release(300)
-                await until(lambda: self.scheduler.stats().paused == 1)
+                await until(lambda: self.scheduler.stats().paused == 1 and not self.scheduler.num_in_flight)
             case "preempted":
                 await self._preempt(mailbox)
             case "engine asleep":

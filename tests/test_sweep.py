@@ -1,15 +1,14 @@
 """The exhaustive sweep: in twenty small scenarios, something happens at the i-th message between actors, for every i.
 
-A request is cancelled, a step raises, the device dies, or the engine is closed. Whenever that is, everybody gets one end,
-whoever survives gets every character, and nothing is held at the end.
+A request is cancelled, a step raises, the device dies, or the engine is closed. Whenever that is, everybody gets one
+end, whoever survives gets every character, and nothing is held at the end.
 """
 
 from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
@@ -17,6 +16,9 @@ import pytest
 import streamgen as sg
 from streamgen.actors.actor import Actor
 from tests.fakes import BOS, FakeOpener, expected_text, threads_of_engines
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 pytestmark = pytest.mark.anyio
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import pytest
 
 import streamgen as sg
 from streamgen.testing import FakeEngine, FakeRequest, Reply, VirtualClock
-from streamgen.testing.script import ScriptExhausted
+from streamgen.testing.script import Answer, ScriptExhausted
 from streamgen.text_engine import TextEngine
 
 if TYPE_CHECKING:
@@ -26,6 +27,10 @@ async def until(condition: Callable[[], bool]) -> None:
     with anyio.fail_after(20):
         while not condition():
             await anyio.lowlevel.checkpoint()
+
+
+def has_text(stream: sg.Stream[Any], text: str) -> bool:
+    return stream.result.text == text
 
 
 async def test_the_same_text_for_all() -> None:
@@ -83,7 +88,10 @@ async def test_refusals_come_before_any_work(error: sg.AdmissionError) -> None:
 
 
 async def test_a_request_fails_half_way_and_others_do_not() -> None:
-    script = {"good": "all is well", "bad": Reply(text="half of it", error=sg.ProcessorError("boom"), fail_after=4)}
+    script: dict[str, Answer] = {
+        "good": "all is well",
+        "bad": Reply(text="half of it", error=sg.ProcessorError("boom"), fail_after=4),
+    }
     async with FakeEngine(script) as engine, anyio.create_task_group() as group:
 
         async def good() -> None:
@@ -96,7 +104,11 @@ async def test_a_request_fails_half_way_and_others_do_not() -> None:
 
 
 async def test_the_engine_fails_and_comes_back(caplog: pytest.LogCaptureFixture) -> None:
-    script = ["first", Reply(text="never", error=sg.EngineFailed("the card fell out"), fail_after=2), "third"]
+    script: list[Answer] = [
+        "first",
+        Reply(text="never", error=sg.EngineFailed("the card fell out"), fail_after=2),
+        "third",
+    ]
     async with FakeEngine(script) as engine:
         assert (await engine.generate("x")).text == "first"
         with pytest.raises(sg.EngineFailed, match="the card fell out"):
@@ -118,7 +130,7 @@ async def test_time_passes_when_it_is_told_to() -> None:
             for text in ("a", "ab"):
                 await until(lambda: clock.num_sleeping == 1)
                 clock.advance(10)
-                await until(lambda text=text: stream.result.text == text)
+                await until(partial(has_text, stream, text))
             clock.advance(5)
             with pytest.raises(sg.DeadlineExceeded) as caught:
                 await stream.final()

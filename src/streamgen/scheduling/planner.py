@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 MIN_GUEST_ROWS = 16  # rows that others keep in a step in which a less served tenant computes a prompt ...
 GUEST_PART = 4  # ... or as many as that tenant's divided by this, where that is more
+MIN_SHARED_ROWS = 64  # of a step while several tenants have something open ...
+SHARED_PART = 4  # ... or what a step may have divided by this, where that is more
 
 
 class Planner:
@@ -35,6 +37,9 @@ class Planner:
     def plan(self, number: int, generation: int) -> Step:
         """The next step: of one group of suspects if there is one that can run, else of all others."""
         budget = self._limits.step_tokens
+        if self._batch.queue.are_several:
+            # Who comes next has to wait for two steps that are planned already: they had better be short.
+            budget = min(budget, max(MIN_SHARED_ROWS, budget // SHARED_PART))
         for group in self._suspects.groups:
             step = self._fill(Step(number, budget, generation, members=group))
             if step:

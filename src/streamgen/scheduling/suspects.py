@@ -27,7 +27,7 @@ class Suspects:
     def __init__(self) -> None:
         self._groups: list[dict[Sequence, int]] = []  # position to get past, by sequence
         self._num_failures = 0
-        self._num_guilty = 0
+        self._guilty: set[int] = set()  # requests, since a step last went well
 
     def __bool__(self) -> bool:
         return bool(self._groups)
@@ -52,8 +52,9 @@ class Suspects:
         for sequence in ends:
             self.forget(sequence)
         is_guilty = len(ends) == 1 and were_suspected
-        self._num_guilty += is_guilty
-        if self._num_guilty >= MAX_GUILTY or self._num_failures >= MAX_FAILURES:
+        if is_guilty:
+            self._guilty.update(sequence.request.request_id for sequence in ends)
+        if len(self._guilty) >= MAX_GUILTY or self._num_failures >= MAX_FAILURES:
             raise DeviceBroken(f"steps fail whoever is in them: {message}")
         if is_guilty:
             return next(iter(ends))
@@ -65,7 +66,8 @@ class Suspects:
 
     def succeeded(self) -> None:
         """A step went well: those that have got far enough are cleared."""
-        self._num_failures = self._num_guilty = 0
+        self._num_failures = 0
+        self._guilty.clear()
         if self._groups:
             left = ({s: end for s, end in group.items() if s.num_computed < end} for group in self._groups)
             self._groups = [group for group in left if group]

@@ -22,6 +22,7 @@ from streamgen.text.chat import normalize_messages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+
     from streamgen.testing.clock import VirtualClock
     from streamgen.testing.script import Reply
 

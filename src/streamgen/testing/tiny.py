@@ -97,7 +97,8 @@ def _weights(seed: int) -> dict[str, NDArray[Any]]:
     head_dim = hidden // heads
 
     def matrix(rows: int, columns: int) -> NDArray[Any]:
-        return (random.standard_normal((rows, columns)) / columns**0.5).astype(np.float32)
+        values: NDArray[Any] = random.standard_normal((rows, columns)) / columns**0.5
+        return values.astype(np.float32)
 
     weights = {
         "model.embed_tokens.weight": matrix(CONFIG["vocab_size"], hidden),
