@@ -259,7 +259,7 @@ def test_no_sequence_is_kept_alive() -> None:
     del kept
     gc.collect()
     assert scene.recorder.snapshot().sequences
-    assert not [o for o in gc.get_objects() if isinstance(o, Sequence) and o.request.request_id == 1]
+    assert not [o for o in gc.get_objects() if type(o) is Sequence and o.request.request_id == 1]
 
 
 def test_failing_ends_what_ran() -> None:

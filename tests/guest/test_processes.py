@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path  # noqa: TC003  # used, too
+from pathlib import Path
 
 import pytest
 
@@ -205,9 +205,7 @@ time.sleep(60)
 
 def _is_alive(pid: int) -> bool:
     try:
-        with open(f"/proc/{pid}/stat") as file:
-            return (
-                file.read().rsplit(")", 1)[1].split()[0] != "Z" and "streamgen" in open(f"/proc/{pid}/cmdline").read()
-            )
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        return state != "Z" and "streamgen" in Path(f"/proc/{pid}/cmdline").read_text()
     except OSError:
         return False

@@ -365,7 +365,9 @@ def check_pages(scheduler: Scheduler) -> None:
     shares = scheduler._queue._open
     for share in shares.values():
         assert [s.rank for s in share.waiting] == sorted(s.rank for s in share.waiting)
-        assert share.num_running == len([s for s in running if s.share is share])
+        mine = [s for s in running if s.share is share]
+        assert (share.num_running, share.num_paused) == (len(mine), len([s for s in mine if s.is_paused]))
+        assert share.max_running is None or share.num_running <= share.max_running
     assert len(scheduler._queue) == sum(len(share.waiting) for share in shares.values())
     alive = [s for sequences in scheduler._requests.values() for s in sequences]
     assert sum(share.num_open for share in shares.values()) == len(alive)

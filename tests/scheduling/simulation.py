@@ -121,17 +121,17 @@ def simulate(seed: int, num_requests: int, *, drafter: Drafter | None = None, de
         for _ in range(min(num_left, random.choice([0, 0, 1, 1, 2, 6]))):
             assert harness.admit(workload.request()) is None
             num_left -= 1
-        _disturb(harness, random)
+        disturb(harness, random)
         harness.step(depth=depth)
     for _ in range(100_000):
-        _disturb(harness, random)
+        disturb(harness, random)
         if not harness.step(depth=depth):
             break
     harness.run(depth=depth)
     return harness
 
 
-def _disturb(harness: Harness, random: Random) -> None:
+def disturb(harness: Harness, random: Random) -> None:
     """Now and then cancel something, or find a stop string, or else; sometimes in what has ended already."""
     chance = random.random()
     if chance > 0.16 or not harness.requests:

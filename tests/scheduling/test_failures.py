@@ -10,6 +10,7 @@ from streamgen.messages import StepFailed
 from streamgen.scheduling.scheduler import DeviceBroken
 from streamgen.scheduling.suspects import MAX_GUILTY
 from tests.scheduling.hash_model import make_request
+from tests.scheduling.simulation import trust_everyone
 from tests.scheduling.small import make_harness, planned, prompt_of
 
 if TYPE_CHECKING:
@@ -94,6 +95,41 @@ def test_suspects_run_apart_from_each_other_and_from_everybody_else() -> None:
     harness.run()
 
 
+def test_who_failed_beside_one_that_has_left_is_not_guilty() -> None:
+    harness = crowd(4)
+    planned(harness)
+    harness.fail("error")
+    planned(harness)
+    harness.cancel(0)
+    harness.fail("error")  # of the first half
+    harness.run(depth=2)
+    assert ends(harness) == ["cancelled", "length", "length", "length"]
+
+
+def cramped() -> Harness:
+    """Two sequences, of which the second loses its pages in the second of two plans under way."""
+    harness = make_harness(num_pages=3)
+    trust_everyone(harness)
+    for request_id in (1, 2):
+        harness.admit(make_request(request_id, prompt_of(4, 7 * request_id), max_tokens=6))
+    return harness
+
+
+def plan_twice(harness: Harness) -> None:
+    num = harness.scheduler.stats().preemptions
+    assert [len(planned(harness).slots) for _ in range(2)] == [2, 1]
+    assert harness.scheduler.stats().preemptions == num + 1
+
+
+def test_who_was_preempted_while_its_step_failed_is_suspected_too() -> None:
+    harness = cramped()
+    plan_twice(harness)
+    harness.fail("error")
+    assert [[s.request.request_id for s in group] for group in harness.scheduler._suspects.groups] == [[1], [2]]
+    harness.run(depth=2)
+    assert ends(harness) == ["length", "length"]
+
+
 def test_suspects_whose_readers_are_slow_hold_nobody_up() -> None:
     harness = crowd(4, max_tokens=9)
     planned(harness)
@@ -145,6 +181,17 @@ def test_a_device_that_fails_whoever_runs_is_broken() -> None:
     assert ends(harness).count("error") == MAX_GUILTY - 1
 
 
+@pytest.mark.parametrize("length", [0, 2])
+def test_one_guilty_request_of_many_sequences_does_not_break_the_device(length: int) -> None:
+    """All sixteen fail one after another, without a step that goes well in between."""
+    harness = make_harness(step_tokens=64, max_running=16, num_pages=200)
+    harness.admit(make_request(1, prompt_of(9), num_sequences=16, max_tokens=8))
+    harness.admit(make_request(2, prompt_of(5, 30), max_tokens=9))
+    harness.fails = lambda s: s.request.request_id == 1 and s.num_outputs >= length
+    harness.run(depth=2)
+    assert ends(harness) == ["error"] * 16 + ["length"]
+
+
 def test_guilty_ones_far_apart_break_nothing() -> None:
     harness = crowd(30, max_running=4)
     harness.fails = lambda s: s.request.request_id % 2 == 0 and s.num_outputs == 3
@@ -190,6 +237,16 @@ def test_who_was_in_two_steps_that_were_lost_ends() -> None:
     harness.run()
     assert ends(harness) == ["error", "error", "length"]
     assert harness.outcomes[0, 0].message == "2 executors died while it ran"
+
+
+def test_a_loss_counts_for_who_was_preempted_meanwhile() -> None:
+    harness = cramped()
+    for _ in range(2):
+        plan_twice(harness)
+        harness.fail("lost")
+        harness.complete()  # skipped
+    assert ends(harness) == ["error", "error"]
+    harness.check_idle()
 
 
 def test_plans_that_were_under_way_at_a_loss_do_not_count() -> None:

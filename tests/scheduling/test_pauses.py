@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from streamgen.config import Tenant
 from streamgen.messages import Pause, Resume
 from tests.scheduling.hash_model import make_request
 from tests.scheduling.simulation import trust_everyone
@@ -47,6 +48,21 @@ def test_a_paused_one_gives_its_slot_to_who_waits_and_comes_back_only_when_resum
     harness.resume(1)
     harness.run()
     assert harness.outcomes[1, 0].finish == "length"
+
+
+def test_a_paused_one_does_not_hold_up_its_tenant_at_its_limit() -> None:
+    harness = make_harness(tenants={"small": Tenant(max_running=2)})
+    for request_id in range(1, 5):
+        harness.admit(make_request(request_id, [request_id] * 5, tenant="small", max_tokens=5))
+    harness.admit(make_request(9, [9] * 5, max_tokens=30))
+    harness.step()
+    harness.pause(1)
+    harness.pause(9)
+    while harness.step():
+        pass
+    assert [harness.outcomes[i, 0].finish for i in (1, 2, 3, 4, 9)] == [None, "length", "length", "length", None]
+    assert harness.scheduler.stats().preemptions == 1  # nobody else's slot would have helped
+    harness.run()
 
 
 def test_memory_comes_from_paused_ones_first() -> None:

@@ -120,6 +120,34 @@ def test_what_was_not_used_cannot_be_saved_up() -> None:
     assert counters["late"] == counters["busy"] - MAX_CREDIT
 
 
+def test_what_a_tenants_own_limit_kept_from_it_cannot_be_saved_up_by_others() -> None:
+    """One tenant always waits for its own limit, so its counter lags; a new one must not start from there."""
+    timeline = Timeline({"limited": Tenant(max_running=1)})
+    start = 20.0
+    busy = stream(1, "busy", num=4000, every=0.01)
+    limited = stream(10_000, "limited", num=1500, every=0.03, prompt=8, max_tokens=100)
+    late = stream(20_000, "late", num=2000, every=0.01, start=start)
+    timeline.run([*busy[:2000], *limited[:600]], until=start)
+    timeline.tokens.clear()
+    timeline.run([*busy[2000:], *limited[600:], *late], until=start + 5.0)
+    assert timeline.tokens["busy"] > 0.8 * timeline.tokens["late"] > 100
+
+
+def test_who_was_parked_for_long_saved_nothing_up() -> None:
+    harness = make_harness(max_running=1, max_queued=1000, max_context=60)
+    harness.admit(make_request(0, prompt_of(3), tenant="slow", max_tokens=20))
+    harness.step()
+    harness.pause(0)
+    for request_id in range(1, 60):
+        harness.admit(make_request(request_id, prompt_of(8, request_id), tenant="busy", max_tokens=40))
+    for _ in range(1500):
+        harness.step()
+    harness.resume(0)
+    counters = {name: share.counter for name, share in harness.scheduler._queue._open.items()}
+    assert counters["slow"] == counters["busy"] - MAX_CREDIT > MAX_CREDIT
+    harness.run()
+
+
 def test_a_prompt_costs_the_same_whether_it_was_cached_or_not() -> None:
     def cost(others_prompt: list[int]) -> tuple[float, int | None]:
         harness = make_harness()

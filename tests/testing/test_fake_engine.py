@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,8 +58,29 @@ async def test_answers_in_turn_by_prompt_and_by_function() -> None:
     async with FakeEngine(shout) as engine:
         assert (await engine.generate("hey", max_tokens=99)).text == "HEY!"
         assert (await engine.generate("hey", max_tokens=2)).text == "HE"
-    with pytest.raises(TypeError, match="script: expected text"):
+    with pytest.raises(sg.ConfigError, match="script: expected text, a Reply, a list"):
         FakeEngine(3)  # type: ignore[arg-type]
+    async with FakeEngine(lambda request: None) as engine:  # type: ignore[arg-type,return-value]
+        with pytest.raises(sg.ConfigError, match="as an answer, got NoneType"):
+            engine.stream("x")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"text": b"x"}, "Reply.text: expected text, got bytes"),
+        ({"seconds_per_token": -1}, "Reply.seconds_per_token: expected >= 0, got -1"),
+        ({"first_token_seconds": float("nan")}, "Reply.first_token_seconds: expected >= 0, got nan"),
+        ({"fail_after": -1}, "Reply.fail_after: expected >= 0, got -1"),
+        ({"logprob": 0.5}, "Reply.logprob: expected <= 0, got 0.5"),
+        ({"error": sg.LoadError("x")}, "or EngineFailed, got LoadError"),
+        ({"error": ValueError("x")}, "or EngineFailed, got ValueError"),
+    ],
+)
+def test_a_reply_says_what_it_expects(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(sg.ConfigError) as caught:
+        Reply(**fields)
+    assert words in str(caught.value)
 
 
 async def test_requests_are_kept_for_assertions() -> None:
@@ -116,9 +138,13 @@ async def test_the_engine_fails_and_comes_back(caplog: pytest.LogCaptureFixture)
         assert engine.state == "failed"
         await engine.restart()
         assert (await engine.generate("x")).text == "third"
+    async with FakeEngine("ok") as engine:
+        assert (await engine.generate("x")).text == "ok"
         engine.fail("told to")
-        with pytest.raises(ScriptExhausted):
-            engine.stream("x")
+        with pytest.raises(sg.EngineFailed, match="told to"):
+            await engine.generate("x")
+        await engine.restart()
+        assert (await engine.generate("x")).text == "ok"
 
 
 async def test_time_passes_when_it_is_told_to() -> None:
@@ -152,6 +178,56 @@ async def test_a_queue_timeout_on_virtual_time() -> None:
             first.cancel()
 
 
+async def test_who_ends_holds_nobody_up() -> None:
+    """A model that would take years, on the real clock: cancelled, timed out, and cancelled before it runs."""
+    script: dict[str, str | Reply] = {"years": Reply(text="x", seconds_per_token=1e9), "now": "ok"}
+    async with FakeEngine(script, max_running=1) as engine:
+        async with engine.stream("years"):
+            await until(lambda: engine.stats().steps > 0)
+        with anyio.fail_after(10):
+            assert (await engine.generate("now")).text == "ok"
+        with pytest.raises(sg.DeadlineExceeded):
+            await engine.generate("years", timeout=0.02)
+        for _ in range(50):  # some end between the plan of their first step and the step
+            stream = engine.stream("years")
+            await stream.__aenter__()
+            stream.cancel()
+            assert (await engine.generate("now")).text == "ok"
+
+
+async def test_time_passes_by_itself() -> None:
+    clock = VirtualClock(auto=True)
+    script = {"slow": Reply(text="abc", seconds_per_token=10), "never": Reply(first_token_seconds=float("inf"))}
+    start = time.monotonic()
+    async with FakeEngine(script, clock=clock, max_running=1) as engine:
+        completion = await engine.generate("slow", timeout=60)
+        assert completion.text == "abc" and 40 <= clock() < 41, "three letters and the end"
+        assert completion.timings.first_token == pytest.approx(10, abs=0.5)
+        before = clock()
+        with pytest.raises(sg.DeadlineExceeded):
+            await engine.generate("never", timeout=30)
+        assert 30 <= clock() - before < 31
+        with pytest.raises(sg.DeadlineExceeded, match="queue_timeout"):
+            async with engine.stream("slow", timeout=100), engine.stream("slow", queue_timeout=5) as second:
+                await second.final()
+        async with engine.stream("slow") as stream:
+            async for _ in stream:
+                stream.cancel()
+    assert time.monotonic() - start < 10
+
+
+async def test_an_automatic_clock_stands_still_while_nothing_sleeps_and_serves_several_engines() -> None:
+    clock = VirtualClock(auto=True)
+    async with FakeEngine(Reply(text="a", seconds_per_token=5), clock=clock) as one, FakeEngine(clock=clock) as two:
+        assert (await two.generate("x")).text == "ok" and clock() == 0
+        async with anyio.create_task_group() as group:
+            group.start_soon(one.generate, "x")
+            group.start_soon(two.generate, "x")
+        assert 10 <= clock() < 11
+        await two.aclose()
+        assert (await one.generate("x")).text == "a" and 20 <= clock() < 22, "a closed engine holds no time up"
+
+
 async def test_closing_does_not_wait_for_virtual_time() -> None:
     clock = VirtualClock()
     engine = FakeEngine(Reply(text="x", seconds_per_token=1e9), clock=clock)
@@ -180,6 +256,43 @@ async def test_the_rest_is_the_real_engine() -> None:
         assert completion.text == "" and completion.stop == "yy" and completion.logprobs is not None
         with pytest.raises(sg.NotSupported, match="processors"):
             engine.stream("x", processors=[lambda ids, logits: None])
+
+
+async def test_scores_and_samples_have_the_scripted_logprobs() -> None:
+    script = [Reply(logprob=-0.5), Reply(text="y", logprob=-2.0), Reply(text="z", logprob=-1.0)]
+    async with FakeEngine(script) as engine:
+        scores = await engine.score("ab" * 400, "cd")
+        assert [(score.text, score.logprob) for score in scores] == [("c", -0.5), ("d", -0.5)]
+        completion = await engine.generate("ab", prompt_logprobs=1, logprobs=0)
+        assert completion.prompt_logprobs is not None and completion.logprobs is not None
+        assert [entry and entry.text for entry in completion.prompt_logprobs] == [None, "a", "b"]
+        assert [entry.logprob for entry in completion.logprobs] == [-2.0, -2.0]
+        assert [completion.text for completion in await engine.sample("x", n=2, best_of=3)] == ["z", "z"]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [sg.GenerationError, sg.DeadlineExceeded, sg.SlowConsumer, sg.ProcessorError, sg.OutputInvalid],
+    ids=lambda kind: kind.__name__,
+)
+async def test_errors_arrive_as_what_they_are(kind: type[sg.GenerationError]) -> None:
+    async with FakeEngine(Reply(text="abc", error=kind("why"), fail_after=1)) as engine:
+        with pytest.raises(sg.GenerationError, match="why") as caught:
+            await engine.generate("x")
+        assert type(caught.value) is kind and caught.value.partial.text == "a"
+        assert engine.stats().pages_used == 0
+
+
+def test_plain_code_has_one_too() -> None:
+    from streamgen.testing.sync import FakeEngine as SyncFakeEngine
+
+    with SyncFakeEngine({"ping": "pong", "bad": Reply(error=sg.EngineOverloaded("busy"))}) as engine:
+        assert isinstance(engine, sg.sync.Engine)
+        assert engine.generate("ping").text == "pong"
+        assert "".join(engine.stream("ping").texts()) == "pong"
+        assert [request.text for request in engine.requests] == ["ping", "ping"]
+        with pytest.raises(sg.EngineOverloaded):
+            engine.generate("bad")
 
 
 async def test_a_load_error() -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import anyio
 
+from streamgen.actors import deadlines
 from streamgen.actors.core import Core
 from streamgen.actors.detokenizer import refused_end
 from streamgen.actors.door import Door
@@ -411,37 +412,13 @@ class EngineThread:
 
     def _accept(self, message: Submit) -> None:
         route = self.routes.get(message.request_id)
-        if route is None or self._core is None or self._sleeper is None:
+        if route is None or self._core is None or self._sleeper is None or self._loop is None:
             return  # it got its terminal while the post was under way
-        self._arm(route)
+        deadlines.arm(route, loop=self._loop, now=self.world.clock(), cancel=self._cancel)
         if message.has_processors:
             self.model.processors[message.request_id] = route.owner.processors
         if not self._sleeper.accept(message):
             self._core.post(message)
-
-    def _arm(self, route: Route) -> None:
-        message = route.message
-        limits = (
-            ("deadline", message.timeout),
-            ("queue_deadline", message.queue_timeout),
-            ("first_token_deadline", message.first_token_timeout),
-        )
-        assert self._loop is not None, "requests are accepted on the loop"
-        for reason, seconds in limits:
-            if seconds is not None:
-                delay = message.arrival + seconds - self.world.clock()
-                route.timers.append(self._loop.call_later(delay, self._expire, message.request_id, reason))
-
-    def _expire(self, number: int, reason: str) -> None:
-        route = self.routes.get(number)
-        if route is None:
-            return
-        is_met = {
-            "queue_deadline": any(mailbox.is_started for mailbox in route.mailboxes),
-            "first_token_deadline": route.has_tokens,
-        }
-        if not is_met.get(reason, False):
-            self._cancel(number, reason)
 
     def _cancel(self, number: int, reason: str) -> None:
         if self.routes.get(number) is None or self._core is None or self._sleeper is None:

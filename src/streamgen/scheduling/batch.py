@@ -66,11 +66,11 @@ class Batch:
         """A tenant's running sequence of the highest rank."""
         return max((s for s in self if s.share is share), key=rank_of)
 
-    def newest_paused(self) -> Sequence | None:
-        """Of the running sequences whose readers are behind, the one of the highest rank."""
+    def newest_paused(self, share: Share | None = None) -> Sequence | None:
+        """Of the running sequences whose readers are behind, the one of the highest rank; of one tenant, or of all."""
         if not self.num_paused:
             return None
-        return max((s for s in self if s.is_paused), key=rank_of, default=None)
+        return max((s for s in self if s.is_paused and share in (None, s.share)), key=rank_of, default=None)
 
     # ---- into a slot, and on --------------------------------------------------------------------------------------
 
@@ -83,7 +83,7 @@ class Batch:
             self.queue.charge_prompt(sequence)
         slot = self.free_slots.pop()
         sequence.start(slot, pages, num_computed=num_computed, num_shared=num_shared)
-        sequence.share.num_running += 1
+        self.queue.take_slot(sequence)
         self.prefilling[slot] = sequence
 
     def to_decodes(self, sequence: Sequence) -> None:
@@ -139,7 +139,7 @@ class Batch:
             self.decoding.pop(sequence.slot, None)
             self.free_slots.append(sequence.slot)
             self.cache.release(sequence)
-            sequence.share.num_running -= 1
+            self.queue.give_slot(sequence)
             self.is_start_barred = False
         self.misfit = None
         sequence.leave()
@@ -176,6 +176,7 @@ class Batch:
         """It keeps slot and pages and gets no more rows; if it has none, it does not start."""
         sequence.is_paused = True
         self.num_paused += 1
+        sequence.share.num_paused += sequence.state is State.RUNNING
         if sequence.state in (State.WAITING, State.HELD):
             self._take_out(sequence)
             sequence.state = State.PARKED
@@ -192,6 +193,7 @@ class Batch:
         """A paused sequence goes on."""
         sequence.is_paused = False
         self.num_paused -= 1
+        sequence.share.num_paused -= sequence.state is State.RUNNING
         if sequence.state is State.PARKED:
             self._wait(sequence)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-FADING = 0.1  # weight of the newest interval
+TURNS = 4  # of all slots, after which a start counts little
 
 
 class Forecast(Struct, frozen=True, kw_only=True):
@@ -35,15 +35,28 @@ class Forecast(Struct, frozen=True, kw_only=True):
 
 
 class StartTimes:
-    """Measures the time between starts while there is a queue."""
+    """Measures the time between starts while there is a queue.
 
-    def __init__(self) -> None:
-        self.seconds_per_start: float | None = None
+    Sequences that began together end together, so starts come in bursts: it takes the mean over several turns of all
+    slots, with old turns fading.
+    """
+
+    def __init__(self, *, num_slots: int = 1) -> None:
+        self._fading = 1 / (TURNS * num_slots)
+        self._seconds = self._starts = 0.0
         self._last: float | None = None
+        self._is_timed = False  # whether starts at this very time had to wait for something
+
+    @property
+    def seconds_per_start(self) -> float | None:
+        """The mean; None until it is known."""
+        return self._seconds / self._starts if self._starts else None
 
     def started(self, now: float, *, num_left: int) -> None:
         """A sequence started, and so many still wait."""
-        if self._last is not None:
-            interval, mean = now - self._last, self.seconds_per_start
-            self.seconds_per_start = interval if mean is None else mean + FADING * (interval - mean)
+        interval = 0.0 if self._last is None else now - self._last
+        self._is_timed = self._last is not None and (self._is_timed or interval > 0)
+        if self._is_timed:
+            self._seconds += interval - self._fading * self._seconds
+            self._starts += 1 - self._fading * self._starts
         self._last = now if num_left else None

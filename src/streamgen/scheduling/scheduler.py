@@ -47,7 +47,7 @@ from streamgen.scheduling.batch import Batch
 from streamgen.scheduling.forecast import Forecast, StartTimes
 from streamgen.scheduling.limits import Limits
 from streamgen.scheduling.planner import Planner
-from streamgen.scheduling.sequence import Rows, Sequence, count_agreeing
+from streamgen.scheduling.sequence import Rows, Sequence, State, count_agreeing
 from streamgen.scheduling.starter import Starter
 from streamgen.scheduling.stats import Counters, SchedulerStats
 from streamgen.scheduling.suspects import DeviceBroken, Suspects
@@ -96,7 +96,7 @@ class Scheduler:
         self._cache = self._batch.cache
         self._queue = self._batch.queue
         self._admission = Admission(limits, self._cache.pool)
-        self._starts = StartTimes()
+        self._starts = StartTimes(num_slots=limits.max_running)
         self._suspects = Suspects()
         starter = Starter(
             limits,
@@ -259,7 +259,7 @@ class Scheduler:
 
     def _lose(self, step: Step) -> None:
         """The executor died, and with it every page."""
-        present = [rows.sequence for rows in step.rows if rows.run == rows.sequence.run]
+        present = [rows.sequence for rows in step.rows if rows.sequence.state is not State.ENDED]
         self._begin_anew()
         self._cache.forget()
         for sequence in present:

@@ -78,6 +78,8 @@ class Starter:
     # ---- starting -------------------------------------------------------------------------------------------------
 
     def _start(self, sequence: Sequence, step: Step) -> bool:
+        if sequence.share.is_full:
+            return False
         leader = sequence.leader
         if leader is not None and leader.state is State.RUNNING and leader.is_prompt_computed:
             return self._start_forked(sequence, leader, step)
@@ -148,17 +150,23 @@ class Starter:
 
         Where there is nobody like that, it is asked again when somebody has left, or a prompt is done.
         """
-        victim = self._batch.newest_paused()
+        victim = self._victim_for(sequence)
         if victim is None:
-            share = self._overserved(sequence)
-            if share is None:
-                self._batch.misfit = sequence
-                return False
-            victim = self._batch.newest_of(share)
+            self._batch.misfit = sequence
+            return False
         if step.has_begun(victim):
             return False
         self._batch.preempt(victim, step, bars_starts=False)
         return True
+
+    def _victim_for(self, sequence: Sequence) -> Sequence | None:
+        if sequence.share.is_full:
+            return self._batch.newest_paused(sequence.share)  # nobody else's slot would help
+        victim = self._batch.newest_paused()
+        if victim is None:
+            share = self._overserved(sequence)
+            victim = None if share is None else self._batch.newest_of(share)
+        return victim
 
     def _overserved(self, sequence: Sequence) -> Share | None:
         if not self._batch.queue.are_several:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from streamgen.scheduling.sequence import State
 
+if TYPE_CHECKING:
     from streamgen.scheduling.sequence import Rows, Sequence
 
 MAX_GUILTY = 8  # found in a row without a step that went well: then it is the device
@@ -40,18 +40,20 @@ class Suspects:
         """Those that may run together, and with nobody else, next to run first."""
         return [set(group) for group in self._groups]
 
-    def failed(self, rows: Iterable[Rows], message: str) -> Sequence | None:
+    def failed(self, rows: list[Rows], message: str) -> Sequence | None:
         """A step with these rows failed. The guilty one, if that is clear now.
+
+        Those that were preempted since, while it was under way, were in it all the same.
 
         Raises:
             DeviceBroken: it does not depend on who is in the step.
         """
         self._num_failures += 1
-        ends = {r.sequence: r.start + r.count for r in rows if r.run == r.sequence.run}
+        ends = {r.sequence: r.start + r.count for r in rows if r.sequence.state is not State.ENDED}
         were_suspected = any(sequence in self for sequence in ends)
         for sequence in ends:
             self.forget(sequence)
-        is_guilty = len(ends) == 1 and were_suspected
+        is_guilty = len(rows) == len(ends) == 1 and were_suspected
         if is_guilty:
             self._guilty.update(sequence.request.request_id for sequence in ends)
         if len(self._guilty) >= MAX_GUILTY or self._num_failures >= MAX_FAILURES:

@@ -33,7 +33,7 @@ _DEFAULT = Tenant()
 class Share:
     """One tenant: its queue, what of it runs, and what it was given."""
 
-    __slots__ = ("counter", "max_running", "num_open", "num_running", "waiting", "weight")
+    __slots__ = ("counter", "max_running", "num_open", "num_paused", "num_running", "waiting", "weight")
 
     def __init__(self, tenant: Tenant, counter: float) -> None:
         self.weight = float(tenant.weight)
@@ -41,16 +41,22 @@ class Share:
         self.counter = counter
         self.waiting: list[Sequence] = []  # by rank
         self.num_running = 0
+        self.num_paused = 0  # of those that run
         self.num_open = 0  # sequences that have not ended
 
     @property
     def can_start(self) -> bool:
-        """Whether its own limit lets another of its sequences run."""
-        return self.max_running is None or self.num_running < self.max_running
+        """Whether its own limit lets another of its sequences run, if need be in place of one that is paused."""
+        return self.max_running is None or self.num_running - self.num_paused < self.max_running
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as many of its sequences have slots as its own limit allows."""
+        return self.max_running is not None and self.num_running >= self.max_running
 
     @property
     def num_startable(self) -> float:
-        """How many more of its sequences its own limit lets run."""
+        """How many more of its sequences its own limit lets have slots."""
         return math.inf if self.max_running is None else self.max_running - self.num_running
 
     @property
@@ -113,17 +119,19 @@ class Tenants:
     def push(self, sequence: Sequence) -> None:
         """It waits from now on."""
         share = sequence.share
-        if not share.waiting and not sequence.has_started:
-            share.counter = max(share.counter, self._floor() - MAX_CREDIT)
+        if not share.waiting:
+            self._lift(share)
         insort(share.waiting, sequence, key=_rank)
         self._num_waiting += 1
 
-    def _floor(self) -> float:
-        """What a tenant that did not want anything for a while is lifted to."""
-        counters = [share.counter for share in self._open.values() if share.waiting]
+    def _lift(self, share: Share) -> None:
+        """It wants something again, or may have it again: what it left to others meanwhile is theirs."""
+        counters = [other.counter for other in self._open.values() if other.waiting and other.can_start]
         if counters:
-            return min(counters)
-        return self._last.counter if self._last is not None else 0.0
+            floor = min(counters)
+        else:
+            floor = self._last.counter if self._last is not None else 0.0
+        share.counter = max(share.counter, floor - MAX_CREDIT)
 
     def remove(self, sequence: Sequence) -> None:
         """It does not wait any more."""
@@ -140,6 +148,18 @@ class Tenants:
             return None
         least = startable[0] if len(startable) == 1 else min(startable, key=_urgency)
         return least.waiting[0]
+
+    def take_slot(self, sequence: Sequence) -> None:
+        """It runs from now on."""
+        sequence.share.num_running += 1
+
+    def give_slot(self, sequence: Sequence) -> None:
+        """It does not run any more."""
+        share = sequence.share
+        if share.waiting and not share.can_start:
+            self._lift(share)
+        share.num_running -= 1
+        share.num_paused -= sequence.is_paused
 
     def charge_prompt(self, sequence: Sequence) -> None:
         """A sequence starts for the first time. Further continuations share the first one's prompt."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from msgspec import structs
 
 from streamgen.engine import Engine
+from streamgen.engine_base import EngineBase
 from streamgen.errors import AdmissionError, EngineOverloaded, LoadError, RequestError, StreamgenError
 from streamgen.prompt import parse_prompt
 from streamgen.testing.clock import VirtualClock, world_options
@@ -32,18 +33,8 @@ class _Cue:
         raise AssertionError("a fake model has no logits")
 
 
-class FakeEngine(Engine):
-    """An engine that says what a script says. Everything around the model is real; nothing else is needed.
-
-    script      the same text for all; a list, one answer each; a mapping from prompt texts; or a function of the
-                FakeRequest. An answer is text or a `Reply`
-    clock       a VirtualClock that decides when timeouts and delays pass; None is real time
-    num_pages   of 16 tokens each
-    load_error  raised by opening
-    options     as for `Engine`: max_running, max_queued, tenants, idle_sleep ...
-
-    requests    every request that was made, in order
-    """
+class ScriptedEngine(EngineBase):
+    """What fake engines of every kind of host share; it stands before the real one among their bases."""
 
     def __init__(
         self,
@@ -92,6 +83,20 @@ class FakeEngine(Engine):
         if self._scripted.model is not None:
             self._scripted.model.runner.give_up()
         return thread
+
+
+class FakeEngine(ScriptedEngine, Engine):
+    """An engine that says what a script says. Everything around the model is real; nothing else is needed.
+
+    script      the same text for all; a list, one answer each; a mapping from prompt texts; or a function of the
+                FakeRequest. An answer is text or a `Reply`
+    clock       a VirtualClock that decides when timeouts and delays pass; None is real time
+    num_pages   of 16 tokens each
+    load_error  raised by opening
+    options     as for `Engine`: max_running, max_queued, tenants, idle_sleep ...
+
+    requests    every request that was made, in order
+    """
 
 
 def _raise(error: StreamgenError) -> NoReturn:

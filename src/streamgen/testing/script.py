@@ -8,7 +8,9 @@ from typing import Any, TypeAlias
 
 from msgspec import Struct
 
-from streamgen.errors import StreamgenError  # noqa: TC001  # of a Struct
+from streamgen.errors import AdmissionError, ConfigError, EngineFailed, GenerationError, RequestError, StreamgenError
+
+_ERRORS = RequestError | AdmissionError | GenerationError | EngineFailed
 
 
 class FakeRequest(Struct, frozen=True, kw_only=True):
@@ -35,6 +37,13 @@ class Reply(Struct, frozen=True, kw_only=True):
     error              raised: when the request is submitted if it is a RequestError or an AdmissionError, else after
                        `fail_after` tokens. EngineFailed takes the whole engine down
     never_ends         after the text, the last byte is repeated until `max_tokens`, or for ever
+    logprob            of every token, those of a scored prompt included
+
+    Requests that run together share each step, as on a device: it takes as long as the slowest of their tokens.
+    A request that ends holds nobody up any more.
+
+    Raises:
+        ConfigError: a field is not what it should be.
     """
 
     text: str = ""
@@ -43,6 +52,20 @@ class Reply(Struct, frozen=True, kw_only=True):
     error: StreamgenError | None = None
     fail_after: int = 0
     never_ends: bool = False
+    logprob: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str):
+            raise ConfigError(f"Reply.text: expected text, got {type(self.text).__name__}", option="text")
+        for name in ("seconds_per_token", "first_token_seconds", "fail_after"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ConfigError(f"Reply.{name}: expected >= 0, got {value}", option=name)
+        if not self.logprob <= 0:
+            raise ConfigError(f"Reply.logprob: expected <= 0, got {self.logprob}", option="logprob")
+        if not isinstance(self.error, _ERRORS | None):
+            words = "expected a RequestError, AdmissionError, GenerationError or EngineFailed"
+            raise ConfigError(f"Reply.error: {words}, got {type(self.error).__name__}", option="error")
 
     def seconds(self, index: int) -> float:
         """How long the token at this place of the output takes."""
@@ -66,7 +89,8 @@ class Chooser:
     def __init__(self, script: Script) -> None:
         if not isinstance(script, str | Reply | Sequence | Mapping) and not callable(script):
             got = type(script).__name__
-            raise TypeError(f"script: expected text, a Reply, a list, a mapping or a function, got {got}")
+            words = "expected text, a Reply, a list, a mapping or a function"
+            raise ConfigError(f"script: {words}, got {got}", option="script")
         self._script = script
         self._lock = threading.Lock()
         self._num_given = 0
@@ -75,10 +99,15 @@ class Chooser:
         """The reply to a request.
 
         Raises:
-            ScriptExhausted: the script has none.
+            ScriptExhausted: the script has none. ConfigError: it is neither text nor a Reply.
         """
         answer = self._find(request)
-        return answer if isinstance(answer, Reply) else Reply(text=answer)
+        if isinstance(answer, Reply):
+            return answer
+        if not isinstance(answer, str):
+            got = type(answer).__name__
+            raise ConfigError(f"script: expected text or a Reply as an answer, got {got}", option="script")
+        return Reply(text=answer)
 
     def _find(self, request: FakeRequest) -> Answer:
         script = self._script

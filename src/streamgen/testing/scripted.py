@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
@@ -18,13 +19,14 @@ from streamgen.faults import DeviceDead
 from streamgen.messages import Begin, Fault, StepDone, StepPlan, TokenLogprobs
 from streamgen.sampling import Sampling
 from streamgen.scheduling.limits import Limits
+from streamgen.testing.clock import RealClock
+from streamgen.testing.script import Reply
 from streamgen.text.chat import normalize_messages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from streamgen.testing.clock import VirtualClock
-    from streamgen.testing.script import Reply
 
 BOS, EOS = 256, 257
 VOCAB_SIZE = 258
@@ -88,10 +90,24 @@ class PlainTemplate:
         return "\n".join([*lines, "assistant: "])
 
 
+class ReplyTable(dict[int, tuple[Any, ...]]):
+    """Replies by request, in the place of logits processors; who sleeps hears of requests that are gone."""
+
+    def __init__(self, clock: VirtualClock | RealClock) -> None:
+        super().__init__()
+        self._clock = clock
+
+    def pop(self, request_id: int, *default: Any) -> Any:
+        """A request has ended."""
+        entry = super().pop(request_id, *default)
+        self._clock.wake()
+        return entry
+
+
 class ScriptedRunner:
     """Answers plans from replies. A request's reply lies in the model's table, under the request's id."""
 
-    def __init__(self, table: dict[int, tuple[Callable[..., object], ...]], clock: VirtualClock | None) -> None:
+    def __init__(self, table: ReplyTable, clock: VirtualClock | RealClock) -> None:
         self._table = table
         self._clock = clock
         self._begins: dict[int, Begin] = {}
@@ -100,13 +116,13 @@ class ScriptedRunner:
         self.failure: str | None = None  # makes the next step the last
 
     def execute(self, plan: StepPlan, wake_fd: int | None = None) -> StepDone:
-        """One step: as long as the slowest of its tokens takes."""
+        """One step: as long as the slowest of its tokens takes, unless its request ends before."""
         if wake_fd is not None:
             os.write(wake_fd, b"\0")
         for begin in plan.begins:
             self._begin(begin)
         rows = list(zip(plan.slots, plan.starts, plan.counts, plan.samples, strict=True))
-        self._wait(max((self._seconds(slot, start + count) for slot, start, count, n in rows if n), default=0.0))
+        self._wait([(self._seconds(slot, start + count), slot) for slot, start, count, n in rows if n])
         if self.failure is not None:
             raise DeviceDead(self.failure)
         faults = [self._fault(i, slot, start + count) for i, (slot, start, count, n) in enumerate(rows) if n]
@@ -115,6 +131,7 @@ class ScriptedRunner:
             step=plan.step,
             tokens=tokens,
             logprobs=tuple(self._logprobs(slot, drawn) for (slot, *_), drawn in zip(rows, tokens, strict=True)),
+            scores=tuple(self._scores(slot, start, start + count) for slot, start, count, _ in rows),
             faults=tuple(fault for fault in faults if fault is not None),
             seconds=1e-6,
         )
@@ -122,8 +139,7 @@ class ScriptedRunner:
     def give_up(self) -> None:
         """The engine closes: nothing waits any more. Any thread."""
         self._given_up.set()
-        if self._clock is not None:
-            self._clock.wake()
+        self._clock.wake()
 
     def forget(self) -> None:
         """What a device does that gives its memory back."""
@@ -132,9 +148,9 @@ class ScriptedRunner:
 
     def _begin(self, begin: Begin) -> None:
         self._begins[begin.slot] = begin
-        entry: Any = self._table.get(begin.processors) if begin.processors is not None else None
-        if entry:
-            self._replies[begin.slot] = entry[0].reply
+        entry = self._table.get(begin.processors) if begin.processors is not None else None
+        # A request that has ended since the step was planned says nothing any more.
+        self._replies[begin.slot] = entry[0].reply if entry else Reply()
 
     def _index(self, slot: int, position: int) -> int:
         return position - self._begins[slot].num_prompt
@@ -160,19 +176,33 @@ class ScriptedRunner:
         return Fault(i, code, reply.error.message)
 
     def _logprobs(self, slot: int, tokens: tuple[int, ...]) -> tuple[TokenLogprobs, ...]:
-        """A scripted token is certain."""
-        wanted = self._begins[slot].sampling.logprobs
-        if wanted is None:
+        """Of tokens that were said."""
+        if self._begins[slot].sampling.logprobs is None:
             return ()
-        return tuple(TokenLogprobs(0.0, 1, (token,) if wanted else (), (0.0,) if wanted else ()) for token in tokens)
+        return tuple(self._logprob(slot, token, self._begins[slot].sampling.logprobs) for token in tokens)
 
-    def _wait(self, seconds: float) -> None:
-        if seconds <= 0:
-            return
-        if self._clock is not None:
-            self._clock.sleep(seconds, given_up=self._given_up.is_set)
-        else:
-            self._given_up.wait(seconds)
+    def _scores(self, slot: int, start: int, end: int) -> tuple[TokenLogprobs, ...]:
+        """Of the prompt's tokens that these rows lead to."""
+        begin = self._begins[slot]
+        if begin.score_from is None:
+            return ()
+        first, last = max(start, begin.score_from - 1), min(end, begin.num_prompt - 1)
+        wanted = begin.sampling.prompt_logprobs
+        return tuple(self._logprob(slot, begin.ids[position + 1], wanted) for position in range(first, last))
+
+    def _logprob(self, slot: int, token: int, wanted: int | None) -> TokenLogprobs:
+        logprob = self._replies[slot].logprob
+        return TokenLogprobs(logprob, 1, (token,) if wanted else (), (logprob,) if wanted else ())
+
+    def _wait(self, delays: list[tuple[float, int]]) -> None:
+        start = self._clock()
+        for seconds, slot in sorted(delays):
+            if seconds > 0:
+                number = self._begins[slot].processors
+                self._clock.sleep_until(start + seconds, given_up=partial(self._is_over, number))
+
+    def _is_over(self, number: int | None) -> bool:
+        return self._given_up.is_set() or number not in self._table
 
 
 class ScriptedModel:
@@ -180,8 +210,8 @@ class ScriptedModel:
 
     supports_processors = False  # of the application, that is: replies travel in their place
 
-    def __init__(self, limits: Limits, clock: VirtualClock | None) -> None:
-        self.processors: dict[int, tuple[Callable[..., object], ...]] = {}
+    def __init__(self, limits: Limits, clock: VirtualClock | RealClock) -> None:
+        self.processors = ReplyTable(clock)
         self.runner = ScriptedRunner(self.processors, clock)
         self.limits = limits
         self.tokenizer: Any = ByteTokenizer()
@@ -206,7 +236,7 @@ class ScriptedOpener:
     """Gives an engine its scripted model."""
 
     def __init__(self, clock: VirtualClock | None, *, num_pages: int, load_error: Exception | None) -> None:
-        self._clock = clock
+        self._clock = clock or RealClock()
         self._num_pages = num_pages
         self._load_error = load_error
         self.model: ScriptedModel | None = None

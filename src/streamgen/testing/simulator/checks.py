@@ -1,4 +1,4 @@
-"""What must be true of a scheduler whatever happens, read from its own books: this is the one place that looks inside."""
+"""What must be true of a scheduler whatever happens, read from its own books; only here is looked inside."""
 
 from __future__ import annotations
 
@@ -55,7 +55,9 @@ def check_books(scheduler: Scheduler) -> None:
     require(all(pool.is_indexed(page) for page in pool.cached_pages()), "a cached page cannot be found")
     require(not any(pool.is_indexed(page) for page in pool.free_pages()), "a free page can be found")
     slots = [*batch.free_slots, *(s.slot for s in running)]
-    require(sorted(slot for slot in slots if slot is not None) == [*range(len(slots))], "a slot is lost, or given twice")
+    require(
+        sorted(slot for slot in slots if slot is not None) == [*range(len(slots))], "a slot is lost, or given twice"
+    )
     require(all(s.state is State.RUNNING for s in running), "who has a slot is not running")
     waiting = [*batch.queue]
     require(all(s.state is State.WAITING and not s.pages for s in waiting), "who waits is not waiting, or holds pages")

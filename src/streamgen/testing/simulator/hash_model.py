@@ -1,11 +1,11 @@
 """A model without arithmetic: what it answers is a hash of what it reads back through slots and page tables.
 
 A page holds the ids whose keys and values were written to it, and the *base*: the hash of everything before the page.
-The state at a position is the hash of its page's base and ids up to there, and a sampled token is the hash of that state
-with the request's seed, the sample index and the position. So a wrong page, a stale prefix, a missed copy, a chunk that
-starts too late and a page that was given away all change what is answered, or are noticed at once; and a row costs one
-hash of at most a page's ids, however long the sequence is. `solo_output` says what a request must answer, whoever else
-runs.
+The state at a position is the hash of its page's base and ids up to there, and a sampled token is the hash of that
+state with the request's seed, the sample index and the position. So a wrong page, a stale prefix, a missed copy, a
+chunk that starts too late and a page that was given away all change what is answered, or are noticed at once; and a row
+costs one hash of at most a page's ids, however long the sequence is. `solo_output` says what a request must answer,
+whoever else runs.
 """
 
 from __future__ import annotations
@@ -101,6 +101,8 @@ class HashModel:
         self, number: int, start: int, count: int, samples: int, pages: tuple[int, ...], drafts: tuple[int, ...]
     ) -> tuple[int, ...]:
         slot, end = self._slots[number], start + count
+        if count == samples == 1 and not (pages or drafts) and slot.is_checked and slot.lost is None:
+            return self._decode(slot, start)
         if pages:
             self._give(slot, pages)
         if not slot.is_checked:
@@ -116,7 +118,25 @@ class HashModel:
             token = draw(self._state(slot, end - 1), slot.begin, end - 1)
             slot.ids[end:] = (token,)
             return (token,)
+        # NOTE: a row that verifies drafts never writes what it samples.
         return tuple([draw(self._state(slot, p), slot.begin, p) for p in range(end - samples, end)])
+
+    def _decode(self, slot: _Slot, position: int) -> tuple[int, ...]:
+        """One row behind the others in a page: nearly every step of every sequence. Like the rest of `_run`, faster."""
+        i, offset = divmod(position, self._size)
+        ids, begin = slot.ids, slot.begin
+        if begin is None or position >= len(ids) or i >= len(slot.table):
+            raise BrokenPlan(f"slot {slot.number}: no sequence, id or page for position {position}")
+        page = self._pages[slot.table[i]]
+        held = page.ids
+        if len(held) != offset or not offset:
+            self._write(slot, position, position + 1)
+            held = held[: offset + 1]
+        else:
+            held.append(ids[position])
+        token = draw(hash((page.base, *held)), begin, position)
+        ids[position + 1 :] = (token,)
+        return (token,)
 
     def _give(self, slot: _Slot, pages: tuple[int, ...]) -> None:
         """Pages are the slot's own from now on; who has them in its table must not run any more."""
@@ -138,7 +158,9 @@ class HashModel:
             if i:
                 base = self._end_of(slot, i - 1)
             if page.ids[: len(wanted)] != wanted or page.base != base:
-                raise BrokenPlan(f"slot {slot.number}: page {slot.table[i]} does not hold its positions from {i * size}")
+                raise BrokenPlan(
+                    f"slot {slot.number}: page {slot.table[i]} does not hold its positions from {i * size}"
+                )
 
     def _write(self, slot: _Slot, start: int, end: int) -> None:
         """Compute positions, page by page; each needs the one before it."""

@@ -82,12 +82,16 @@ def _check_range(name: str, value: tuple[int, int], *, low: int) -> None:
 
 SCENARIOS: dict[str, Scenario] = {
     # How fast the simulator is, is said of this one.
-    "short": Scenario(limits=Limits(num_pages=256, max_running=16, step_tokens=512, max_context=256, max_queued=10**9), load=1.0),
+    "short": Scenario(
+        limits=Limits(num_pages=256, max_running=16, step_tokens=512, max_context=256, max_queued=10**9),
+        load=1.0,
+    ),
     "mixed": Scenario(
         limits=Limits(num_pages=96, max_running=12, step_tokens=64, max_context=160, max_queued=200),
         load=1.1, prompt=(1, 90), output=(0, 24), shared_prefixes=0.4, forks=0.08, stops=0.3, pins=0.05, priorities=0.2,
         deadlines=0.2, cancels=0.12, stop_strings=0.05, pauses=0.1, faults=0.02, guilty=0.004, step_errors=0.004,
-        losses=0.001, tenants={"small": Tenant(max_running=2), "heavy": Tenant(weight=3.0), "light": Tenant(weight=0.5)},
+        losses=0.001,
+        tenants={"small": Tenant(max_running=2), "heavy": Tenant(weight=3.0), "light": Tenant(weight=0.5)},
     ),
     "cramped": Scenario(
         limits=Limits(num_pages=20, max_running=16, step_tokens=32, max_context=200, max_queued=100),
@@ -102,7 +106,7 @@ SCENARIOS: dict[str, Scenario] = {
         load=0.6, prompt=(1, 60), output=(1, 20), shared_prefixes=0.3, forks=0.05, faults=0.03, guilty=0.01,
         step_errors=0.01, losses=0.004,
     ),
-    "slow readers": Scenario(
+    "slow-readers": Scenario(
         limits=Limits(num_pages=64, max_running=8, step_tokens=64, max_context=200, max_queued=10**9),
         load=0.8, prompt=(1, 60), output=(8, 60), pauses=0.6, cancels=0.05,
     ),

@@ -1,7 +1,7 @@
 """The real scheduler against a hash model, in virtual time, from one seed, with every promise checked while it runs.
 
-In a run everybody gets exactly one end; survivors say what they say alone, and who does not survive a beginning of that;
-after every step free + cached + held pages are all pages; when nothing is open nothing is held; and once nothing more
+In a run everybody gets exactly one end; survivors say what they say alone, and the others a beginning of that; after
+every step free + cached + held pages are all pages; when nothing is open nothing is held; and once nothing more
 comes and nothing goes wrong any more, everything ends within a bound. The same seed gives the same run, step for step.
 """
 
@@ -73,14 +73,13 @@ class SimulationFailed(AssertionError):
 class _Open:
     """A request that has not ended: what was heard of it."""
 
-    __slots__ = ("cached", "ended", "fate", "num_failures", "outputs", "request", "was_stopped")
+    __slots__ = ("ended", "fate", "heard", "num_failures", "outputs", "request", "was_stopped")
 
     def __init__(self, request: Admit, fate: Fate) -> None:
         self.request = request
         self.fate = fate
         self.outputs: list[list[int]] = [[] for _ in range(request.num_sequences)]
-        self.cached: set[int] = set()
-        self.ended: set[int] = set()
+        self.heard = self.ended = 0  # bits by index
         self.was_stopped = False
         self.num_failures = 0
 
@@ -142,9 +141,7 @@ class Simulation:
         limits = scenario.limits
         self.seed, self.num_requests, self.num_steps = seed, requests, 0
         self.driver = Driver(cost=scenario.cost, execute=self._execute, heard=self._heard)
-        self.scheduler = Scheduler(
-            limits, prefix_key=b"simulation", clock=self.driver.clock, tenants=scenario.tenants
-        )
+        self.scheduler = Scheduler(limits, prefix_key=b"simulation", clock=self.driver.clock, tenants=scenario.tenants)
         self.model = HashModel(num_pages=limits.num_pages, page_size=limits.page_size, num_slots=limits.max_running)
         self._scenario, self._limits = scenario, limits
         self._random = Random(seed)  # of what comes; faults have their own, so that one does not shift the other
@@ -322,12 +319,12 @@ class Simulation:
 
     def _take(self, entry: Progress) -> None:
         number, index = entry.request_id, entry.index
-        request = self._open.get(number)
-        if request is None or index in request.ended:
+        request, bit = self._open.get(number), 1 << index
+        if request is None or request.ended & bit:
             raise InvariantBroken(f"request {number}, {index}: something was said after its end")
-        if (entry.cached_tokens is not None) == (index in request.cached):
+        if (entry.cached_tokens is None) != bool(request.heard & bit):
             raise InvariantBroken(f"request {number}, {index}: cached tokens were told twice, or not first")
-        request.cached.add(index)
+        request.heard |= bit
         if entry.ids:
             request.outputs[index] += entry.ids
             self._num_outputs += len(entry.ids)
@@ -341,8 +338,8 @@ class Simulation:
         if self._log is not None:
             self._log(f"{self.driver.now:.6f} ends {number},{index}: {finish}, {len(output)} tokens")
         self._check_output(request, index, finish)
-        request.ended.add(index)
-        if len(request.ended) == request.request.num_sequences:
+        request.ended |= 1 << index
+        if request.ended == (1 << request.request.num_sequences) - 1:
             del self._open[number]
             self._special.discard(number)
 

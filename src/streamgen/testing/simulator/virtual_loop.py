@@ -1,0 +1,113 @@
+"""An asyncio loop in virtual time: when nothing is ready, its clock jumps to the next timer, and what is ready runs in
+an order that a seed shuffles. So a program with timeouts of minutes runs in milliseconds, and the same way each time.
+
+NOTE: this leans on private parts of asyncio (`BaseEventLoop._ready` and `_scheduled`, `_selector` via the constructor),
+which are the same in CPython 3.11 to 3.14; `check_private_parts` says so of the running one, and each loop asks it.
+Nothing may come from outside the loop's own thread: a thread that is waited for would take real time, and its turn
+would be chance. A loop that waits for nothing that could ever happen raises `Deadlock` instead of hanging.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+import threading
+from collections import deque
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Deadlock(RuntimeError):
+    """Every task waits, and no timer will ever wake one."""
+
+
+class _JumpingSelector(selectors.DefaultSelector):
+    """Looks for files, and instead of waiting lets the loop's time jump."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.jump: Callable[[float | None], None] = lambda seconds: None
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        found = super().select(0)
+        if not found and (timeout is None or timeout > 0):
+            self.jump(timeout)
+        return found
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """A loop whose time is virtual. `seed=None` keeps asyncio's own order.
+
+    seed   shuffles what is ready together; tasks may rely on no order that asyncio does not promise
+    """
+
+    def __init__(self, seed: int | None = None) -> None:
+        self._virtual_now = 0.0
+        self._random = None if seed is None else Random(seed)
+        self._own_thread = threading.get_ident()
+        selector = _JumpingSelector()
+        selector.jump = self._jump
+        super().__init__(selector)
+        # A timer is due when it is as near as the clock can tell; jumps are exact, so nothing has to be rounded up.
+        self._clock_resolution = 1e-9
+        check_private_parts(self)
+
+    def time(self) -> float:
+        """Virtual seconds since the loop was made."""
+        return self._virtual_now
+
+    def _jump(self, seconds: float | None) -> None:
+        if seconds is None:
+            raise Deadlock("nothing is ready, and no timer is set: the program waits for what cannot come")
+        # From the timer itself, not from the difference, which is rounded.
+        scheduled: list[asyncio.TimerHandle] = self._scheduled  # type: ignore[attr-defined]  # see NOTE
+        self._virtual_now = max(self._virtual_now, scheduled[0].when())
+
+    def call_soon_threadsafe(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:  # type: ignore[override]  # all of them
+        """As usual from the loop's own thread, without a wake-up; other threads must not call it.
+
+        Raises:
+            RuntimeError: from another thread.
+        """
+        if threading.get_ident() != self._own_thread:
+            raise RuntimeError("a VirtualLoop takes calls of its own thread only: others would come by chance")
+        return self.call_soon(callback, *args, context=context)
+
+    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:  # type: ignore[override]  # likewise
+        """Threads take real time.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError("a VirtualLoop has no threads: run the call at once, or after a virtual delay")
+
+    def _run_once(self) -> None:
+        if self._random is not None:
+            ready: deque[asyncio.Handle] = self._ready  # type: ignore[attr-defined]  # see NOTE
+            if len(ready) > 1:
+                self._random.shuffle(ready)
+        super()._run_once()  # type: ignore[misc]  # see NOTE
+
+
+def check_private_parts(loop: asyncio.AbstractEventLoop) -> None:
+    """Whether this Python's asyncio has what a VirtualLoop leans on.
+
+    Raises:
+        RuntimeError: it has not; the text says what is missing.
+    """
+    ready, scheduled = getattr(loop, "_ready", None), getattr(loop, "_scheduled", None)
+    missing = [
+        name
+        for name, is_there in (
+            ("_ready", isinstance(ready, deque)),
+            ("_scheduled", isinstance(scheduled, list)),
+            ("_run_once", callable(getattr(loop, "_run_once", None))),
+            ("_clock_resolution", hasattr(loop, "_clock_resolution")),
+        )
+        if not is_there
+    ]
+    if missing:
+        raise RuntimeError(f"asyncio's loop has no {', '.join(missing)} in this Python: VirtualLoop has to be adapted")
