@@ -269,3 +269,15 @@ def test_who_is_limited_for_somebody_that_cannot_start_runs_after_all() -> None:
     harness.admit(make_request(2, prompt_of(20, 30), tenant="b"))
     assert planned(harness).begins == ()
     harness.run()
+
+
+def test_who_comes_later_has_no_more_credit_than_who_came_before() -> None:
+    harness = make_harness(max_running=1)
+    for number in range(60):
+        harness.admit(make_request(number, prompt_of(40, number), max_tokens=20, tenant="first"))
+    while harness.scheduler._queue._open["first"].counter < 2 * MAX_CREDIT:
+        harness.step()
+    for i, name in enumerate(("second", "third", "fourth")):
+        harness.admit(make_request(100 + i, prompt_of(40, i), max_tokens=20, tenant=name))
+    counters = [harness.scheduler._queue._open[name].counter for name in ("second", "third", "fourth")]
+    assert len(set(counters)) == 1 and counters[0] > 0

@@ -71,6 +71,7 @@ class Tenants:
     def __init__(self, tenants: Mapping[str, Tenant]) -> None:
         self._tenants = tenants
         self._open: dict[str, Share] = {}
+        self._floor = 0.0  # the highest that the least counter of those that wait has been
         self._idle: dict[str, float] = {}  # counters, least recently left first
         self._last: Share | None = None  # whose queue emptied last
         self._num_waiting = 0
@@ -131,7 +132,9 @@ class Tenants:
             floor = min(counters)
         else:
             floor = self._last.counter if self._last is not None else 0.0
-        share.counter = max(share.counter, floor - MAX_CREDIT)
+        # NOTE: never lower than it was: else each newcomer would have its credit on top of that of the one before.
+        self._floor = max(self._floor, floor)
+        share.counter = max(share.counter, self._floor - MAX_CREDIT)
 
     def remove(self, sequence: Sequence) -> None:
         """It does not wait any more."""
