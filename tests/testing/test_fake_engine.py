@@ -295,6 +295,16 @@ def test_plain_code_has_one_too() -> None:
             engine.generate("bad")
 
 
+async def test_prompts_that_fit_a_real_model_fit_here_and_a_small_one_can_be_had() -> None:
+    async with FakeEngine("ok") as engine:
+        assert (await engine.generate("x" * 60_000)).text == "ok"
+    async with FakeEngine(Reply(text="y", never_ends=True), num_pages=4) as engine:
+        completion = await engine.generate("x" * 50)
+        assert completion.finish_reason == "length" and completion.usage.completion_tokens == 64 - 51
+        with pytest.raises(sg.PromptTooLong):
+            await engine.generate("x" * 70)
+
+
 async def test_a_load_error() -> None:
     with pytest.raises(sg.InsufficientMemory, match="too small"):
         async with FakeEngine(load_error=sg.InsufficientMemory("too small")):

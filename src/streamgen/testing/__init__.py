@@ -1,6 +1,7 @@
 """For the tests of applications: engines without weights, and checks that nothing is left behind.
 
 FakeEngine     answers from a script, with faults, delays and a virtual clock; needs neither torch nor numpy
+sync           the same FakeEngine for plain code
 tiny_engine    the real engine on a few hundred kilobytes of generated weights
 plugin         fixtures and checks for pytest, loaded by itself where streamgen is installed
 """

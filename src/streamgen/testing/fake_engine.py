@@ -42,7 +42,7 @@ class ScriptedEngine(EngineBase):
         /,
         *,
         clock: VirtualClock | None = None,
-        num_pages: int = 4096,
+        num_pages: int = 16_384,
         load_error: LoadError | None = None,
         **options: Any,
     ) -> None:
@@ -91,9 +91,9 @@ class FakeEngine(ScriptedEngine, Engine):
     script      the same text for all; a list, one answer each; a mapping from prompt texts; or a function of the
                 FakeRequest. An answer is text or a `Reply`
     clock       a VirtualClock that decides when timeouts and delays pass; None is real time
-    num_pages   of 16 tokens each
+    num_pages   of 16 tokens each; a token is a byte
     load_error  raised by opening
-    options     as for `Engine`: max_running, max_queued, tenants, idle_sleep ...
+    options     as for `Engine`: max_running, max_queued, tenants, idle_sleep, max_context (65,536 unless given) ...
 
     requests    every request that was made, in order
     """

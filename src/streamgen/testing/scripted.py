@@ -33,6 +33,7 @@ VOCAB_SIZE = 258
 PAGE_SIZE = 16
 PAGE_BYTES = 1024
 STEP_TOKENS = 512
+MAX_CONTEXT = 65_536  # a token is a byte, so what fits into a real model's context should fit here
 _SPECIALS = {BOS: "<s>", EOS: "</s>"}
 
 
@@ -40,7 +41,7 @@ class Config(Struct, frozen=True, kw_only=True):
     """As much of a model's shape as engines ask for."""
 
     vocab_size: int = VOCAB_SIZE
-    max_context: int = 8192
+    max_context: int = MAX_CONTEXT
     family: str = "fake"
 
 
@@ -265,7 +266,7 @@ class ScriptedOpener:
             page_size=PAGE_SIZE,
             max_running=options.max_running or 64,
             step_tokens=STEP_TOKENS,
-            max_context=options.max_context or 8192,
+            max_context=options.max_context or min(MAX_CONTEXT, self._num_pages * PAGE_SIZE),
             max_queued=options.max_queued,
             prefix_cache=options.prefix_cache,
         )

@@ -44,20 +44,23 @@ TEMPLATE = (
 class TinyEngine(Engine):
     """An engine over a folder of its own, which is removed when it is closed."""
 
-    def __init__(self, folder: Path, /, **options: Any) -> None:
+    def __init__(self, folder: Path, /, *, weights_seed: int, **options: Any) -> None:
+        self._folder = folder  # first of all: it goes with this object even if the options are refused
+        self._weights_seed = weights_seed
         super().__init__(folder, **options)
-        self._folder = folder
 
     def _begin_open(self) -> EngineThread:
         if not self._folder.exists():  # it was closed before
             self._folder.mkdir()
-            write_tiny_model(self._folder)
+            write_tiny_model(self._folder, seed=self._weights_seed)
         return super()._begin_open()
 
     async def aclose(self) -> None:
         """Close, and remove the folder."""
-        await super().aclose()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        try:
+            await super().aclose()
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def __del__(self) -> None:
         super().__del__()
@@ -66,19 +69,19 @@ class TinyEngine(Engine):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def tiny_engine(*, seed: int = 0, **options: Any) -> Engine:
+def tiny_engine(*, weights_seed: int = 0, **options: Any) -> Engine:
     """The real engine on a random llama of two layers, which knows bytes. What it says is noise, the same each time.
 
-    seed      of the weights
-    options   as for `Engine`; 16 MiB of cache unless `kv_memory` says otherwise
+    weights_seed   other weights, other noise
+    options        as for `Engine`; 16 MiB of cache unless `kv_memory` says otherwise
     """
     folder = Path(tempfile.mkdtemp(prefix="streamgen-tiny-"))
-    write_tiny_model(folder, seed=seed)
-    return TinyEngine(folder, **{"kv_memory": "16MiB", **options})
+    write_tiny_model(folder, seed=weights_seed)
+    return TinyEngine(folder, weights_seed=weights_seed, **{"kv_memory": "16MiB", **options})
 
 
 def write_tiny_model(folder: Path, *, seed: int = 0) -> None:
-    """Write the checkpoint: safetensors, configuration, tokenizer and chat template; about 400 kB."""
+    """Write the checkpoint: safetensors, configuration, tokenizer and chat template; about 440 kB."""
     from safetensors.numpy import save_file
 
     save_file(_weights(seed), folder / "model.safetensors", metadata={"format": "pt"})

@@ -108,6 +108,16 @@ def test_waiting_for_what_cannot_come_is_an_error() -> None:
         run(main)
 
 
+def test_tasks_that_keep_each_other_busy_are_an_error() -> None:
+    async def main() -> None:
+        with anyio.move_on_after(1):
+            while True:
+                await anyio.lowlevel.checkpoint()
+
+    with pytest.raises(Deadlock, match="no time passed"):
+        run(main)
+
+
 def test_calls_of_its_own_thread_come_through() -> None:
     async def main() -> bool:
         event, loop = anyio.Event(), asyncio.get_running_loop()

@@ -67,6 +67,11 @@ class Scenario(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         _check_range("output", self.output, low=0)
 
     @property
+    def has_failures(self) -> bool:
+        """Whether anything goes wrong at the device. Then each request has processors, whose number names it there."""
+        return bool(self.faults or self.guilty or self.step_errors or self.losses)
+
+    @property
     def requests_per_second(self) -> float:
         """How many come, on average."""
         rows = sum(self.prompt) / 2 + sum(self.output) / 2

@@ -151,7 +151,7 @@ class Simulation:
         self._log = log
         self._open: dict[int, _Open] = {}
         self._special: set[int] = set()  # open requests to which something happens at the device
-        self._has_failures = bool(scenario.guilty or scenario.step_errors or scenario.losses or scenario.faults)
+        self._has_failures = scenario.has_failures
         self._failed_generation = -1
         self._num_left = requests
         self._num_outputs = 0

@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+MAX_TURNS = 50_000  # of the loop, in one moment
+
+
 class Deadlock(RuntimeError):
-    """Every task waits, and no timer will ever wake one."""
+    """Every task waits, and no timer will ever wake one; or they keep each other busy and time stands still."""
 
 
 class _JumpingSelector(selectors.DefaultSelector):
@@ -46,6 +49,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def __init__(self, seed: int | None = None) -> None:
         self._virtual_now = 0.0
+        self._num_turns = 0  # since time passed
         self._random = None if seed is None else Random(seed)
         self._own_thread = threading.get_ident()
         selector = _JumpingSelector()
@@ -64,6 +68,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             raise Deadlock("nothing is ready, and no timer is set: the program waits for what cannot come")
         # From the timer itself, not from the difference, which is rounded.
         scheduled: list[asyncio.TimerHandle] = self._scheduled  # type: ignore[attr-defined]  # see NOTE
+        self._num_turns = 0
         self._virtual_now = max(self._virtual_now, scheduled[0].when())
 
     def call_soon_threadsafe(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:  # type: ignore[override]  # all of them
@@ -85,6 +90,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         raise RuntimeError("a VirtualLoop has no threads: run the call at once, or after a virtual delay")
 
     def _run_once(self) -> None:
+        self._num_turns += 1
+        if self._num_turns > MAX_TURNS:
+            self._num_turns = 0
+            raise Deadlock(f"the loop turned {MAX_TURNS} times and no time passed: tasks keep each other busy")
         if self._random is not None:
             ready: deque[asyncio.Handle] = self._ready  # type: ignore[attr-defined]  # see NOTE
             if len(ready) > 1:

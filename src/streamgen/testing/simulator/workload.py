@@ -20,7 +20,6 @@ NUM_PREFIXES = 6
 MAX_PREFIX_PAGES = 4
 NUM_PINS = 8
 SEEDS = tuple(ResolvedSampling(seed=seed) for seed in range(8))
-CALM = 0  # nothing happens to it
 
 
 class Fate(Struct, frozen=True, kw_only=True):
@@ -65,9 +64,9 @@ class Workload:
         """The next request, which arrives now, and its fate."""
         self._num_made += 1
         fate = NO_FATE if self._is_calm else self._fate()
-        return self._request(now, has_processors=fate.is_guilty or fate.faults_at is not None), fate
+        return self._request(now), fate
 
-    def _request(self, now: float, *, has_processors: bool) -> Admit:
+    def _request(self, now: float) -> Admit:
         random, scenario, number = self._random, self._scenario, self._num_made
         prompt = self._prompt()
         low, high = scenario.output
@@ -80,7 +79,7 @@ class Workload:
                 sampling=sampling,
                 max_tokens=max_tokens,
                 arrival=now,
-                has_processors=has_processors,
+                has_processors=scenario.has_failures,
             )
         return Admit(
             request_id=number,
@@ -95,7 +94,7 @@ class Workload:
             arrival=now,
             deadline=now + random.random() * self._life if self._chance("deadlines") else None,
             pin=f"pin {random.randrange(NUM_PINS)}" if self._chance("pins") else "",
-            has_processors=has_processors,
+            has_processors=scenario.has_failures,
         )
 
     def _chance(self, name: str) -> bool:
