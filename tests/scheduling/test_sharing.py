@@ -132,3 +132,16 @@ def test_more_continuations_than_slots(max_running: int) -> None:
     harness = make_harness(max_running=max_running)
     harness.admit(make_request(1, prompt_of(7), num_sequences=4))
     harness.run(depth=2)
+
+
+def test_continuations_wait_for_a_leader_that_computes_again() -> None:
+    harness = make_harness(step_tokens=16, prefix_cache=False)
+    harness.admit(make_request(1, prompt_of(20), num_sequences=3, max_tokens=4))
+    harness.step()
+    planned(harness)  # the rest of the prompt
+    planned(harness)
+    harness.complete()
+    harness.fail("lost")
+    assert [planned(harness).counts for _ in range(2)] == [(16,), (5,)]
+    harness.run()
+    assert harness.scheduler.stats().computed_tokens == 20 + (21 + 2) + 2 * (1 + 3)

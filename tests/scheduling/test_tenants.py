@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from streamgen.config import Tenant
+from streamgen.scheduling.planner import MIN_GUEST_ROWS
 from streamgen.scheduling.tenants import MAX_CREDIT, MAX_IDLE
 from tests.scheduling.hash_model import make_request
 from tests.scheduling.small import make_harness, planned, prompt_of
@@ -131,6 +132,22 @@ def test_what_a_tenants_own_limit_kept_from_it_cannot_be_saved_up_by_others() ->
     timeline.tokens.clear()
     timeline.run([*busy[2000:], *limited[600:], *late], until=start + 5.0)
     assert timeline.tokens["busy"] > 0.8 * timeline.tokens["late"] > 100
+
+
+def test_a_tenant_at_its_limit_saves_nothing_up_itself() -> None:
+    tenants = {"limited": Tenant(max_running=1)}
+    harness = make_harness(tenants=tenants, max_running=6, max_queued=1000, max_context=400, num_pages=1000)
+    for request_id in (1, 2):
+        harness.admit(make_request(request_id, prompt_of(8), tenant="limited", max_tokens=350))
+    for request_id in range(3, 60):
+        harness.admit(make_request(request_id, prompt_of(8, request_id), tenant="busy", max_tokens=40))
+    for _ in range(250):
+        harness.step()
+    shares = harness.scheduler._queue._open
+    assert shares["limited"].counter < shares["busy"].counter - 1.5 * MAX_CREDIT
+    harness.cancel(1)
+    assert shares["limited"].counter == shares["busy"].counter - MAX_CREDIT
+    harness.run()
 
 
 def test_who_was_parked_for_long_saved_nothing_up() -> None:
@@ -271,13 +288,26 @@ def test_who_is_limited_for_somebody_that_cannot_start_runs_after_all() -> None:
     harness.run()
 
 
-def test_who_comes_later_has_no_more_credit_than_who_came_before() -> None:
-    harness = make_harness(max_running=1)
-    for number in range(60):
-        harness.admit(make_request(number, prompt_of(40, number), max_tokens=20, tenant="first"))
-    while harness.scheduler._queue._open["first"].counter < 2 * MAX_CREDIT:
-        harness.step()
-    for i, name in enumerate(("second", "third", "fourth")):
-        harness.admit(make_request(100 + i, prompt_of(40, i), max_tokens=20, tenant=name))
-    counters = [harness.scheduler._queue._open[name].counter for name in ("second", "third", "fourth")]
-    assert len(set(counters)) == 1 and counters[0] > 0
+def test_further_continuations_pay_for_their_outputs_alone() -> None:
+    harness = make_harness()
+    harness.admit(make_request(1, prompt_of(20), tenant="mine", num_sequences=4, max_tokens=5))
+    harness.run()
+    assert harness.scheduler._queue._idle["mine"] == 20 + 4 * 2 * 5
+
+
+def test_guests_stay_guests_when_the_favoured_ones_start_is_paid_for() -> None:
+    harness = make_harness(max_running=4, step_tokens=64)
+    harness.admit(make_request(1, prompt_of(5), tenant="a", max_tokens=1))
+    harness.run()
+    harness.admit(make_request(2, prompt_of(40, 20), tenant="a"))
+    harness.admit(make_request(3, prompt_of(20, 30), tenant="b"))
+    assert planned(harness).counts == (20, MIN_GUEST_ROWS)
+    harness.run()
+
+
+def test_steps_are_shorter_while_several_tenants_are_there() -> None:
+    for others, rows in (("a", 512), ("b", 128)):
+        harness = make_harness(step_tokens=512, max_context=600, num_pages=400)
+        for request_id, tenant in enumerate(["a", others], 1):
+            harness.admit(make_request(request_id, [request_id] * 500, tenant=tenant, max_tokens=1))
+        assert sum(planned(harness).counts) == rows

@@ -14,10 +14,11 @@ Why everyone gets to an end: let A be the sequence of the least rank that has no
 only those of lower rank preempt, so nobody preempts A for that; for fairness a tenant loses the highest rank of two or
 more, which is not A. Output is cut so that A alone always fits (`output_limit`), so A never has to preempt itself. If A
 waits, the counters of other tenants grow with what they are given until A's tenant is next, and then nothing starts
-before A; the running ones end, or are preempted and wait behind A; and when nobody runs, A starts without being asked
-whether it fits. If A runs, those ahead of it in the step end at last, and decodes that a full step left out go first in
-the next. A step in which a less served tenant computes a prompt leaves out some rows, but that tenant's counter grows
-with each of its prompts until it is not the less served one. Suspects run apart, and others when those cannot run.
+before A; the running ones end, or are paused and give way, or are preempted and wait behind A; and when nobody runs, A
+starts without being asked whether it fits. If A runs, those ahead of it in the step end at last, and decodes that a
+full step left out go first in the next. A step in which a less served tenant computes a prompt leaves out some rows,
+but that tenant's counter grows with each of its prompts until it is not the less served one. Suspects run apart, and
+others when those cannot run.
 """
 
 from __future__ import annotations
@@ -172,7 +173,6 @@ class Scheduler:
     def unpin(self, message: Unpin) -> None:
         """Pages kept under this key may be evicted."""
         self._cache.pins.drop(message.key)
-        self._batch.misfit = None
 
     def _find(self, request_id: int, index: int) -> Sequence | None:
         return next((s for s in self._requests.get(request_id, ()) if s.index == index), None)

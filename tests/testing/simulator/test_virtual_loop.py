@@ -100,6 +100,30 @@ def test_a_seed_fixes_the_order() -> None:
     assert sorted(order_of(1)) == sorted(order_of(None))
 
 
+def test_plain_calls_keep_their_order() -> None:
+    order: list[int] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        for i in range(20):
+            loop.call_soon_threadsafe(order.append, i)
+        await anyio.sleep(1)
+
+    for seed in range(5):
+        order.clear()
+        run(main, seed)
+        assert order == [*range(20)]
+
+
+def test_time_may_be_far_away() -> None:
+    async def main() -> float:
+        await anyio.sleep_until(1e12)
+        await anyio.sleep(0.5)
+        return anyio.current_time()
+
+    assert run(main) == 1e12 + 0.5
+
+
 def test_waiting_for_what_cannot_come_is_an_error() -> None:
     async def main() -> None:
         await anyio.Event().wait()

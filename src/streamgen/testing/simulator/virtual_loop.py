@@ -1,8 +1,10 @@
-"""An asyncio loop in virtual time: when nothing is ready, its clock jumps to the next timer, and what is ready runs in
-an order that a seed shuffles. So a program with timeouts of minutes runs in milliseconds, and the same way each time.
+"""An asyncio loop in virtual time: when nothing is ready, its clock jumps to the next timer, and tasks that are ready
+together run in an order that a seed shuffles. Plain calls keep theirs, as asyncio promises. So a program with timeouts
+of minutes runs in milliseconds, and the same way each time.
 
-NOTE: this leans on private parts of asyncio (`BaseEventLoop._ready` and `_scheduled`, `_selector` via the constructor),
-which are the same in CPython 3.11 to 3.14; `check_private_parts` says so of the running one, and each loop asks it.
+NOTE: this leans on private parts of asyncio: `BaseEventLoop._ready`, `_scheduled`, `_run_once` and `_clock_resolution`,
+and `Handle._callback`. They have been the same for years; each loop asks `check_private_parts` about this Python.
+
 Nothing may come from outside the loop's own thread: a thread that is waited for would take real time, and its turn
 would be chance. A loop that waits for nothing that could ever happen raises `Deadlock` instead of hanging.
 """
@@ -10,6 +12,7 @@ would be chance. A loop that waits for nothing that could ever happen raises `De
 from __future__ import annotations
 
 import asyncio
+import math
 import selectors
 import threading
 from collections import deque
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+CLOCK_RESOLUTION = 1e-9
 MAX_TURNS = 50_000  # of the loop, in one moment
 
 
@@ -44,7 +48,7 @@ class _JumpingSelector(selectors.DefaultSelector):
 class VirtualLoop(asyncio.SelectorEventLoop):
     """A loop whose time is virtual. `seed=None` keeps asyncio's own order.
 
-    seed   shuffles what is ready together; tasks may rely on no order that asyncio does not promise
+    seed   shuffles the tasks that are ready together
     """
 
     def __init__(self, seed: int | None = None) -> None:
@@ -55,8 +59,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         selector = _JumpingSelector()
         selector.jump = self._jump
         super().__init__(selector)
-        # A timer is due when it is as near as the clock can tell; jumps are exact, so nothing has to be rounded up.
-        self._clock_resolution = 1e-9
+        # A timer is due when it is as near as the clock can tell; jumps are exact, so it may be very near.
+        self._clock_resolution = CLOCK_RESOLUTION
         check_private_parts(self)
 
     def time(self) -> float:
@@ -69,7 +73,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         # From the timer itself, not from the difference, which is rounded.
         scheduled: list[asyncio.TimerHandle] = self._scheduled  # type: ignore[attr-defined]  # see NOTE
         self._num_turns = 0
-        self._virtual_now = max(self._virtual_now, scheduled[0].when())
+        self._virtual_now = now = max(self._virtual_now, scheduled[0].when())
+        self._clock_resolution = max(CLOCK_RESOLUTION, 2 * math.ulp(now))
 
     def call_soon_threadsafe(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:  # type: ignore[override]  # all of them
         """As usual from the loop's own thread, without a wake-up; other threads must not call it.
@@ -95,10 +100,25 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             self._num_turns = 0
             raise Deadlock(f"the loop turned {MAX_TURNS} times and no time passed: tasks keep each other busy")
         if self._random is not None:
-            ready: deque[asyncio.Handle] = self._ready  # type: ignore[attr-defined]  # see NOTE
-            if len(ready) > 1:
-                self._random.shuffle(ready)
+            self._shuffle(self._random)
         super()._run_once()  # type: ignore[misc]  # see NOTE
+
+    def _shuffle(self, random: Random) -> None:
+        """Tasks that are ready change places with each other."""
+        ready: deque[asyncio.Handle] = self._ready  # type: ignore[attr-defined]  # see NOTE
+        if len(ready) < 2:
+            return
+        handles = list(ready)
+        places = [i for i, handle in enumerate(handles) if _is_of_task(handle)]
+        moved = [handles[i] for i in places]
+        random.shuffle(moved)
+        for i, handle in zip(places, moved, strict=True):
+            ready[i] = handle
+
+
+def _is_of_task(handle: asyncio.Handle) -> bool:
+    callback = handle._callback  # type: ignore[attr-defined]  # see NOTE
+    return isinstance(getattr(callback, "__self__", None), asyncio.Task)
 
 
 def check_private_parts(loop: asyncio.AbstractEventLoop) -> None:
@@ -115,6 +135,7 @@ def check_private_parts(loop: asyncio.AbstractEventLoop) -> None:
             ("_scheduled", isinstance(scheduled, list)),
             ("_run_once", callable(getattr(loop, "_run_once", None))),
             ("_clock_resolution", hasattr(loop, "_clock_resolution")),
+            ("Handle._callback", "_callback" in asyncio.Handle.__slots__),
         )
         if not is_there
     ]
