@@ -7,6 +7,7 @@ changes that; everyone else has page numbers.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ class PagePool:
         # The page freed last is given away first: its memory is likeliest to be in a CPU cache.
         self._free = list(range(num_pages - 1, -1, -1))
         self._is_indexed = [False] * num_pages
-        # Idle indexed pages, least recently used first. A dict keeps insertion order and removes in O(1).
-        self._cached: dict[int, None] = {}
+        # Idle indexed pages, least recently used first. A plain dict would walk past all it has lost to find its first.
+        self._cached: OrderedDict[int, None] = OrderedDict()
         self._num_shared = 0
         self.on_evict = on_evict
 
@@ -150,8 +151,7 @@ class PagePool:
             self._free.append(self._evict())
 
     def _evict(self) -> int:
-        page = next(iter(self._cached))
-        del self._cached[page]
+        page, _ = self._cached.popitem(last=False)
         self._is_indexed[page] = False
         self.on_evict(page)
         return page
