@@ -60,8 +60,11 @@ def run_alone(requests: int) -> None:
         if left:
             driver.at(driver.now + random.expovariate(scenario.requests_per_second), arrive)
 
+    def hear(plan: StepPlan | None) -> None:
+        scheduler.take_progress()
+
     random = Random(0)
-    driver = Driver(cost=scenario.cost, execute=execute, heard=lambda plan: scheduler.take_progress())
+    driver = Driver(cost=scenario.cost, execute=execute, heard=hear)
     scheduler = Scheduler(scenario.limits, prefix_key=b"bench", clock=driver.clock)
     workload = Workload(scenario, random)
     driver.at(0.0, arrive)
