@@ -154,6 +154,8 @@ class SchedulerActor(Actor[SchedulerInbox]):
         entries = self._scheduler.take_progress()
         if entries:
             self._to_detokenizer(Advance(entries=entries))
+            # Who sees an end may look whether everything is free.
+            self._is_stats_old |= any(entry.finish is not None for entry in entries)
         if self.times.num_in_flight:
             self._quiet.clear()
         else:

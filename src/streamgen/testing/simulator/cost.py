@@ -87,6 +87,10 @@ class CostModel(Struct, frozen=True, kw_only=True):
         """How long the device takes for a plan."""
         rows = sum(plan.counts)
         context = sum(map(mul, plan.starts, plan.counts)) + (sum(map(mul, plan.counts, plan.counts)) + rows) // 2
+        return self.seconds_at(rows, context)
+
+    def seconds_at(self, rows: int, context: int) -> float:
+        """How long a step of so many rows takes that attend to so many positions in all."""
         return self.step + self.row * rows + self.context * float(context)
 
     def describe(self) -> str:

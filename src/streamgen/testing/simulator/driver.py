@@ -39,13 +39,13 @@ class Driver:
     ) -> None:
         self.now = 0.0
         self.busy_seconds = 0.0
-        self._cost = cost
+        self.cost = cost
         self._execute = execute
         self._heard = heard
         self._coming: list[tuple[float, int, Callable[[], None]]] = []
         self._num_coming = 0
-        self._plans: deque[tuple[StepPlan, float]] = deque()
-        self._free_at = 0.0  # when the device is through with all its plans
+        self.plans: deque[tuple[StepPlan, float]] = deque()  # with when each is over
+        self.free_at = 0.0  # when the device is through with all of them
 
     def clock(self) -> float:
         """Virtual seconds."""
@@ -54,7 +54,17 @@ class Driver:
     @property
     def has_plans(self) -> bool:
         """Whether anything is at the device."""
-        return bool(self._plans)
+        return bool(self.plans)
+
+    @property
+    def next_time(self) -> float:
+        """When the next thing happens that is not the end of a step."""
+        return self._coming[0][0] if self._coming else math.inf
+
+    def charge(self, seconds: float) -> None:
+        """One more step waits at the device, which takes so long."""
+        self.free_at = max(self.free_at, self.now) + seconds
+        self.busy_seconds += seconds
 
     def at(self, time: float, call: Callable[[], None]) -> None:
         """Something happens at that time; of those at one time, what was said first."""
@@ -67,32 +77,30 @@ class Driver:
 
     def stall(self, seconds: float) -> None:
         """The device has to be put in order before it runs another step."""
-        self._free_at = max(self._free_at, self.now) + seconds
+        self.free_at = max(self.free_at, self.now) + seconds
 
     def turn(self, scheduler: Scheduler) -> bool:
         """Give the device plans, then go on to the next thing that happens; False if nothing ever will."""
-        while len(self._plans) < PLANS_IN_FLIGHT:
+        while len(self.plans) < PLANS_IN_FLIGHT:
             plan = scheduler.plan()
             if plan is None:
                 break
-            seconds = self._cost.seconds(plan)
-            self._free_at = max(self._free_at, self.now) + seconds
-            self.busy_seconds += seconds
-            self._plans.append((plan, self._free_at))
-        end = self._plans[0][1] if self._plans else math.inf
+            self.charge(self.cost.seconds(plan))
+            self.plans.append((plan, self.free_at))
+        end = self.plans[0][1] if self.plans else math.inf
         if self._coming and self._coming[0][0] <= end:
             time, _, call = heappop(self._coming)
             self.now = max(self.now, time)
             call()
             self._heard(None)
             return True
-        if not self._plans:
+        if not self.plans:
             return False
         self._complete(scheduler)
         return True
 
     def _complete(self, scheduler: Scheduler) -> None:
-        plan, self.now = self._plans.popleft()
+        plan, self.now = self.plans.popleft()
         result = self._execute(plan)
         if isinstance(result, StepFailed):
             scheduler.fail(result)

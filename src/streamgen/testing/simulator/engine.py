@@ -9,9 +9,9 @@ one terminal, what was read is what the request says alone, or a beginning of th
 from __future__ import annotations
 
 import asyncio
-import math
 from collections import Counter
 from functools import partial
+from itertools import chain
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -22,15 +22,15 @@ from streamgen.actors import deadlines
 from streamgen.actors.core import Core
 from streamgen.actors.door import Door
 from streamgen.actors.routes import Routes
-from streamgen.config import EngineOptions, MemoryPlan
+from streamgen.config import EngineOptions, MemoryPlan, Tenant
 from streamgen.errors import AdmissionError, ConfigError
-from streamgen.mailbox import Mailbox
-from streamgen.messages import Admit, Cancel, Fault, Resume, StepDone, StepPlan, Submit
-from streamgen.sampling import ResolvedSampling
+from streamgen.faults import ExecutorLost
+from streamgen.messages import Cancel, Fault, Resume, StepDone, Unpin
 from streamgen.scheduling.limits import Limits
 from streamgen.testing.simulator.checks import check_books, check_idle, require
 from streamgen.testing.simulator.cost import DEMO_ON_TWO_CORES
-from streamgen.testing.simulator.hash_model import VOCABULARY, HashModel, solo_output
+from streamgen.testing.simulator.hash_model import VOCABULARY, HashModel
+from streamgen.testing.simulator.hosts import PINS, Host, text_of
 from streamgen.testing.simulator.simulation import SimulationFailed
 from streamgen.testing.simulator.virtual_loop import VirtualLoop
 from streamgen.testing.simulator.virtual_world import SimulatedWorld
@@ -38,25 +38,33 @@ from streamgen.testing.simulator.virtual_world import SimulatedWorld
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from streamgen.completion import Delta
+    from streamgen.messages import StepPlan, Submit
 
 LIMITS = Limits(num_pages=48, max_running=6, step_tokens=48, max_context=256, max_queued=64)
-WAYS = ("reads", "reads", "reads", "cancel", "scope", "timeout", "first_token_timeout", "pause", "slow")
+TENANT_OPTIONS = {"small": Tenant(max_running=2, max_queued=20), "heavy": Tenant(weight=3.0)}
 SETTLE_SECONDS = 5.0
-MOMENT = 1e-6
 SLOW_SECONDS = 8.0  # between two looks of a reader that is behind
 
 
 class EngineFaults(Struct, frozen=True, kw_only=True):
-    """What goes wrong at the device: chances of a step to raise, of a sequence's rows to fail alone in a step."""
+    """What goes wrong at the device.
+
+    step_errors   chance of a step to raise; losses: that the executor dies in it, with all pages
+    faults        chance of a sequence's rows to fail alone in a step
+    """
 
     step_errors: float = 0.01
+    losses: float = 0.003
     faults: float = 0.002
+
+
+CALM = EngineFaults(step_errors=0.0, losses=0.0, faults=0.0)
 
 
 class EngineReport(Struct, frozen=True, kw_only=True):
     """What came of it; equal for equal seeds.
 
+    losses    times the executor died
     endings   requests by how they ended: a finish reason, an error's code, or the code with which they were refused
     digest    hash of what each host read, and when
     """
@@ -65,6 +73,7 @@ class EngineReport(Struct, frozen=True, kw_only=True):
     requests: int
     seconds: float
     steps: int
+    losses: int
     endings: dict[str, int]
     digest: str
 
@@ -100,23 +109,23 @@ class NumberTokenizer:
         return False
 
 
-def text_of(ids: Iterable[int]) -> str:
-    """What ids stand for."""
-    return "".join(f" {i}" for i in ids)
-
-
 class HashRunner:
     """The hash model, with faults."""
 
     def __init__(self, limits: Limits, random: Random, faults: EngineFaults) -> None:
         self._model = HashModel(num_pages=limits.num_pages, page_size=limits.page_size, num_slots=limits.max_running)
-        self._random, self.faults = random, faults
-        self.num_steps = 0
+        self._random, self.given, self.faults = random, faults, faults
+        self.num_steps = self.num_losses = 0
 
     def execute(self, plan: StepPlan, wake_fd: int | None = None) -> StepDone:
         """One step."""
         self.num_steps += 1
-        if self._random.random() < self.faults.step_errors:
+        random = self._random.random()
+        if random < self.faults.losses:
+            self.num_losses += 1
+            self._model.fail(plan, is_lost=True)
+            raise ExecutorLost("it was foreseen")
+        if random < self.faults.losses + self.faults.step_errors:
             self._model.fail(plan, is_lost=False)
             raise RuntimeError("it was foreseen")
         done = self._model.execute(plan)
@@ -152,47 +161,6 @@ class SimulatedModel:
         )
 
 
-class Host:
-    """One request and its reader."""
-
-    processors: tuple[Callable[..., object], ...] = ()
-
-    def __init__(self, number: int, random: Random, clock: Callable[[], float]) -> None:
-        self.id = str(number)
-        self.way = random.choice(WAYS)
-        self.arrival = random.random() * 0.04 * number
-        self.give_up_after = random.random() ** 2 * 1.5
-        self.pace = random.choice((0.0, 0.0, 0.01, 0.1))
-        self.prompt = tuple(random.randrange(VOCABULARY) for _ in range(random.randint(1, 70)))
-        if random.random() < 0.3:
-            self.prompt = (*range(32), *self.prompt)
-        self.as_text = random.random() < 0.5
-        # Slow readers have to be able to fall behind, by more than the detokenizer allows.
-        self.max_tokens = 150 if self.way in ("pause", "slow") else random.randint(1, 40)
-        self.sampling = ResolvedSampling(seed=number)
-        self.mailboxes: tuple[Mailbox, ...] = (Mailbox(self.id, clock=clock),)
-        self.deltas: list[tuple[float, Delta]] = []
-        self.refused: str | None = None
-        self.entered = self.cancelled = math.inf  # when
-
-    def message(self, number: int) -> Submit:
-        """The request."""
-        now = self.mailboxes[0]._clock()
-        return Submit(
-            request_id=number,
-            sampling=ResolvedSampling(seed=self.sampling.seed, max_tokens=self.max_tokens),
-            text=text_of(self.prompt) if self.as_text else None,
-            ids=None if self.as_text else self.prompt,
-            on_slow={"pause": "pause", "slow": "cancel"}.get(self.way, "coalesce"),
-            arrival=now,
-            timeout=self.give_up_after if self.way == "timeout" else None,
-            first_token_timeout=self.give_up_after / 4 if self.way == "first_token_timeout" else None,
-        )
-
-    def moved(self, thread: object, number: int) -> None:
-        """There is only one thread."""
-
-
 class EngineSimulation:
     """One run of an engine and its hosts. Everything runs on `loop`."""
 
@@ -212,7 +180,7 @@ class EngineSimulation:
         anyio.run(self._main, backend="asyncio", backend_options={"loop_factory": lambda: self.loop})
 
     async def _main(self) -> None:
-        options = EngineOptions()
+        options = EngineOptions(tenants=TENANT_OPTIONS)
         self.core = core = Core(
             self._model,  # type: ignore[arg-type]  # the part of a model that Core uses
             options,
@@ -221,13 +189,17 @@ class EngineSimulation:
             loop=asyncio.get_running_loop(),
             name="simulated",
         )
-        self.routes.door = Door(max_running=self._limits.max_running, max_queued=self._limits.max_queued, tenants={})
+        self.routes.door = Door(
+            max_running=self._limits.max_running, max_queued=self._limits.max_queued, tenants=TENANT_OPTIONS
+        )
         async with anyio.create_task_group() as actors:
             await core.start(actors)
             async with anyio.create_task_group() as group:
                 for host in self.hosts:
                     group.start_soon(self._live, host)
-            self.runner.faults = EngineFaults(step_errors=0.0, faults=0.0)
+            self.runner.faults = CALM
+            for pin in PINS:
+                core.post_aside(Unpin(key=pin))
             await anyio.sleep(SETTLE_SECONDS)  # rows that were planned ahead
             self._check_all_free(core)
             actors.cancel_scope.cancel()
@@ -241,8 +213,9 @@ class EngineSimulation:
         except AdmissionError as error:
             host.refused = error.code
             return
-        number, mailbox, host.entered = message.request_id, host.mailboxes[0], self._world.clock()
-        mailbox.when_caught_up(partial(self._post_aside, number))
+        number, host.entered = message.request_id, self._world.clock()
+        for index, mailbox in enumerate(host.mailboxes):
+            mailbox.when_caught_up(partial(self._post_aside, number, index))
         self.loop.call_soon_threadsafe(self._accept, message)
         async with anyio.create_task_group() as group:
             if host.way == "cancel":
@@ -251,21 +224,24 @@ class EngineSimulation:
             group.cancel_scope.cancel()
 
     async def _read_scoped(self, host: Host, number: int) -> None:
-        with anyio.move_on_after(host.give_up_after if host.way == "scope" else None):
+        with anyio.move_on_after(host.give_up_after if host.way == "scope" else None) as host.scope:
             try:
-                await self._read(host)
+                async with anyio.create_task_group() as group:
+                    for index in range(len(host.mailboxes)):
+                        group.start_soon(self._read, host, index)
             finally:
                 self._give_up(host, number)
                 with anyio.move_on_after(SETTLE_SECONDS, shield=True):
-                    await host.mailboxes[0].wait_end()
+                    for mailbox in host.mailboxes:
+                        await mailbox.wait_end()
 
-    async def _read(self, host: Host) -> None:
-        mailbox = host.mailboxes[0]
+    async def _read(self, host: Host, index: int) -> None:
+        mailbox = host.mailboxes[index]
         while True:
             await mailbox.wait_output()
             delta = mailbox.take()
             if delta is not None:
-                host.deltas.append((self._world.clock(), delta))
+                host.deltas[index].append((self._world.clock(), delta))
             elif mailbox.end is not None:
                 return
             await anyio.sleep(SLOW_SECONDS if host.way in ("pause", "slow") else host.pace)
@@ -275,7 +251,7 @@ class EngineSimulation:
         self._give_up(host, number)
 
     def _give_up(self, host: Host, number: int) -> None:
-        if host.mailboxes[0].end is None:
+        if any(mailbox.end is None for mailbox in host.mailboxes):
             host.cancelled = min(host.cancelled, self._world.clock())
             self._cancel(number, "cancelled")
 
@@ -289,9 +265,9 @@ class EngineSimulation:
         if self.core is not None:
             self.loop.call_soon_threadsafe(self.core.post, Cancel(request_id=number, reason=reason))
 
-    def _post_aside(self, number: int) -> None:
+    def _post_aside(self, number: int, index: int) -> None:
         if self.core is not None:
-            self.loop.call_soon_threadsafe(self.core.post_aside, Resume(request_id=number, index=0))
+            self.loop.call_soon_threadsafe(self.core.post_aside, Resume(request_id=number, index=index))
 
     # ---- checks -------------------------------------------------------------------------------------------------
 
@@ -299,50 +275,25 @@ class EngineSimulation:
         scheduler = core.scheduler._scheduler
         check_books(scheduler)
         check_idle(scheduler)
+        require(scheduler.stats().pages_pinned == 0, "pages are pinned under no key")
         require(not len(self.routes), f"requests {self.routes.numbers()} are open after everybody has left")
 
     def check_host(self, host: Host) -> str:
         """What a host read is right; how it ended."""
-        if host.refused is not None:
-            return host.refused
-        end, result = host.mailboxes[0].end, host.mailboxes[0].completion()
-        if end is None:
-            raise SimulationFailed(f"request {host.id} has no end")
-        admit = Admit(request_id=0, prompt_ids=host.prompt, sampling=host.sampling, max_tokens=host.max_tokens)
-        most = min(host.max_tokens, self._limits.max_context - len(host.prompt))
-        alone = solo_output(admit, 0, most, page_size=self._limits.page_size)
-        ids = list(result.ids)
-        require(ids == alone[: len(ids)], f"request {host.id}: said something else than alone")
-        require(result.text == text_of(ids), f"request {host.id}: its text is not that of its ids")
-        require(result.usage.completion_tokens == len(ids), f"request {host.id}: tokens were counted wrongly")
-        read = [i for _, delta in host.deltas for i in delta.ids]
-        require(read == ids[: len(read)], f"request {host.id}: its reader got something else")
-        ending = end.code or str(end.finish_reason)
-        if ending == "length":
-            require(ids == alone, f"request {host.id}: ended early")
-        else:
-            require(
-                ending in ("cancelled", *ENDS.get(host.way, ()), *FAULTS), f"request {host.id}: ended with {ending}"
-            )
-        self._check_times(host, result.timings.finished or 0.0)
-        require(ending != "cancelled" or host.way in ("cancel", "scope"), f"request {host.id}: cancelled by nobody")
-        return ending
-
-    def _check_times(self, host: Host, ended: float) -> None:
-        """Whoever is cancelled ends then, and nobody lives longer than his time limit."""
-        require(
-            ended <= host.cancelled + MOMENT, f"request {host.id}: ended {ended - host.cancelled} s after its cancel"
-        )
-        limit = host.entered + host.give_up_after if host.way == "timeout" else math.inf
-        require(ended <= limit + MOMENT, f"request {host.id}: ended {ended - limit} s after its time limit")
+        return host.check(self._limits)
 
 
-ENDS = {
-    "timeout": ("deadline", "deadline_exceeded"),
-    "first_token_timeout": ("deadline", "deadline_exceeded"),
-    "slow": ("slow_consumer",),
-}
-FAULTS = ("processor_error", "generation_error")
+def _command(seed: int, requests: int, limits: Limits, faults: EngineFaults) -> str:
+    """What does it again; sizes are named only where they are not the usual ones."""
+    names, options = ["simulate_engine"], [f"{seed}", f"requests={requests}"]
+    for name, value, default in (("limits", limits, LIMITS), ("faults", faults, EngineFaults())):
+        if value != default:
+            names.append(type(value).__name__)
+            options.append(f"{name}={value!r}")
+    imports = f"from streamgen.testing.simulator import {', '.join(sorted({*names} - {'Limits'}))}"
+    if "Limits" in names:
+        imports += "; from streamgen.scheduling.limits import Limits"
+    return f'python -c "{imports}; simulate_engine({", ".join(options)})"'
 
 
 def simulate_engine(
@@ -362,20 +313,18 @@ def simulate_engine(
         simulation.run()
         endings = Counter(simulation.check_host(host) for host in simulation.hosts)
     except Exception as error:
-        raise SimulationFailed(
-            f"{type(error).__name__}: {error}\n"
-            f'python -c "from streamgen.testing.simulator import simulate_engine; '
-            f'simulate_engine({seed}, requests={requests})"'
-        ) from error
+        command = _command(seed, requests, limits, simulation.runner.given)
+        raise SimulationFailed(f"{type(error).__name__}: {error}\n{command}") from error
     digest = 0
     for host in simulation.hosts:
-        for time, delta in host.deltas:
+        for time, delta in chain.from_iterable(host.deltas):
             digest = hash((digest, time, delta.ids))
     return EngineReport(
         seed=seed,
         requests=requests,
         seconds=simulation.loop.time(),
         steps=simulation.runner.num_steps,
+        losses=simulation.runner.num_losses,
         endings=dict(sorted(endings.items())),
         digest=f"{digest & (1 << 64) - 1:016x}",
     )

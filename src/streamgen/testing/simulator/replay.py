@@ -20,6 +20,7 @@ from streamgen.scheduling.limits import Limits  # noqa: TC001  # decoding needs 
 from streamgen.scheduling.scheduler import Scheduler
 from streamgen.testing.simulator.cost import DEMO_ON_TWO_CORES, CostModel
 from streamgen.testing.simulator.driver import Driver
+from streamgen.testing.simulator.fast_forward import FastForward
 from streamgen.testing.simulator.series import Point, Series
 from streamgen.testing.simulator.traces import Prompts, TraceRequest, repeat_trace
 
@@ -102,6 +103,7 @@ def replay(
     repeat: int = 1,
     seed: int = 0,
     knows_lengths: bool = False,
+    fast_forward: bool = True,
 ) -> ReplayReport:
     """Let a trace's requests come and see how they fare.
 
@@ -109,6 +111,7 @@ def replay(
 
     scale          arrivals come so many times as fast
     repeat         the trace comes so many times in a row, with jitter and fresh prefixes; see `repeat_trace`
+    fast_forward   steps in which everybody only draws another token are not planned one by one; the report is the same
     knows_lengths  `max_tokens` is what the trace says, so that the scheduler knows how long each answer will be
 
     Raises:
@@ -122,7 +125,9 @@ def replay(
         # Nothing would ever be found, and idle pages can be given away like free ones: only time would be lost.
         limits = structs.replace(limits, prefix_cache=False)
     coming = repeat_trace(list(trace), repeat, Random(seed))
-    return Replay(coming, limits=limits, cost=cost, scale=scale, knows_lengths=knows_lengths).run()
+    return Replay(coming, limits=limits, cost=cost, scale=scale, knows_lengths=knows_lengths).run(
+        fast_forward=fast_forward
+    )
 
 
 class _Life:
@@ -163,11 +168,13 @@ class Replay:
         self._prompt_tokens = self._cached_tokens = 0
         self._series = Series()
 
-    def run(self) -> ReplayReport:
+    def run(self, *, fast_forward: bool) -> ReplayReport:
         """To the end of the trace, and of everything in it."""
         self._expect()
+        idle = FastForward(self._driver, self._scheduler, ends=self._ends, token=OTHER, over=self._note_decodes)
         while self._driver.turn(self._scheduler):
-            pass
+            if fast_forward:
+                idle.skip()
         stats, seconds = self._scheduler.stats(), self._driver.now
         per_second = 1.0 / seconds if seconds else 0.0
         return ReplayReport(
@@ -243,16 +250,22 @@ class Replay:
     def _heard(self, plan: StepPlan | None) -> None:
         if plan is None:
             return
+        self._scheduler.take_progress()
+        self._note(sum(plan.counts), sum(plan.samples), self._scheduler._cache.pool.num_held)
+
+    def _note_decodes(self, num_rows: int, num_pages: int) -> None:
+        """A step was left out."""
+        self._note(num_rows, num_rows, num_pages)
+
+    def _note(self, num_rows: int, num_outputs: int, num_pages: int) -> None:
         scheduler = self._scheduler
-        scheduler.take_progress()
-        stats_pages = scheduler._cache.pool
         self._series.add(
             self._driver.now,
             waiting=len(scheduler._queue),
             running=len(scheduler._batch),
-            pages=stats_pages.num_held,
-            rows=sum(plan.counts),
-            outputs=sum(plan.samples),
+            pages=num_pages,
+            rows=num_rows,
+            outputs=num_outputs,
         )
 
     # ---- journal ------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from collections import deque
 from typing import TYPE_CHECKING, TypeVar
 
 from streamgen.actors.device import RunningStep
-from streamgen.faults import DeviceDead
+from streamgen.faults import DeviceDead, ExecutorLost
 from streamgen.messages import StepDone, StepFailed
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 ENCODE_SECONDS = 0.004  # most that rendering and encoding a prompt takes
+RESTART_SECONDS = 0.5  # until an executor that died has a successor
 
 
 class InlineWorkers:
@@ -56,7 +57,8 @@ class InlineWorkers:
 class InlineDevice:
     """Runs plans on the loop, one after the other, each when its virtual time is over.
 
-    What the runner raises is a failed step, as at a real device: DeviceDead and what is no Exception end it.
+    What the runner raises is a failed step, as at a real device: DeviceDead and what is no Exception end it, and
+    ExecutorLost costs the time until there is another one.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class InlineDevice:
         self._running: RunningStep | None = None
         self._failed_generation: int | None = None
         self._is_over = False
+        self._restart_seconds = 0.0  # until the next step can begin
 
     @property
     def running(self) -> RunningStep | None:
@@ -90,7 +93,8 @@ class InlineDevice:
             return
         plan = self._plans[0]
         self._running = RunningStep(plan.step, sum(plan.counts), self._loop.time())
-        self._loop.call_later(self._cost.seconds(plan), self._end)
+        seconds, self._restart_seconds = self._restart_seconds + self._cost.seconds(plan), 0.0
+        self._loop.call_later(seconds, self._end)
 
     def _end(self) -> None:
         if self._is_over:
@@ -106,9 +110,15 @@ class InlineDevice:
         try:
             return self._runner.execute(plan)
         except Exception as error:
-            self._is_over = isinstance(error, DeviceDead)
             self._failed_generation = plan.generation
-            return StepFailed(step=plan.step, message=str(error), kind="dead" if self._is_over else "error")
+            match error:
+                case DeviceDead():
+                    self._is_over, kind = True, "dead"
+                case ExecutorLost():
+                    self._restart_seconds, kind = RESTART_SECONDS, "lost"
+                case _:
+                    kind = "error"
+            return StepFailed(step=plan.step, message=str(error), kind=kind)
 
     def stop(self) -> bool:
         """Drop what waits."""
