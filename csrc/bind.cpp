@@ -13,6 +13,7 @@
 #include "cpu/gguf_blocks.h"
 #include "cpu/kernels.h"
 #include "cpu/memory.h"
+#include "cpu/packed.h"
 #include "cpu/philox.h"
 #include "cpu/pool.h"
 #include "cpu/program.h"
@@ -35,6 +36,10 @@ T* at(uint64_t address) {
   return reinterpret_cast<T*>(address);
 }
 
+using PackedTuple = std::tuple<uint64_t, int, int>;  // address, type, group
+
+Packed packed(const PackedTuple& p) { return {at<void>(std::get<0>(p)), DType(std::get<1>(p)), std::get<2>(p)}; }
+
 void bind_memory_and_pool(nb::module_& m) {
   nb::class_<Memory>(m, "Memory", "Zeroed memory, aligned to 2 MiB; freed with the object.")
       .def(nb::init<int64_t, bool>(), "bytes"_a, "huge"_a)
@@ -48,10 +53,10 @@ void bind_memory_and_pool(nb::module_& m) {
   m.def(
       "pack",
       [](Pool& pool, const std::string& isa, uint64_t src, int64_t src_row_bytes, int src_type, uint64_t dst,
-         int dst_type, int n, int k, int first_row, int rope_heads) {
+         int dst_type, int n, int k, int first_row, int rope_heads, int group, bool symmetric) {
         const Kernels* kernels = select_kernels(isa.c_str());
         const PackArgs a{at<void>(src), src_row_bytes, DType(src_type), at<void>(dst), DType(dst_type), n, k,
-                         first_row,     rope_heads};
+                         first_row,     rope_heads,    group,           symmetric};
         nb::gil_scoped_release release;
         const int64_t panels = (int64_t(n) + 15) / 16 + (first_row % 16 != 0);
         pool.run([&](int worker) {
@@ -59,7 +64,8 @@ void bind_memory_and_pool(nb::module_& m) {
         });
       },
       "pool"_a, "isa"_a, "src"_a, "src_row_bytes"_a, "src_type"_a, "dst"_a, "dst_type"_a, "n"_a, "k"_a, "first_row"_a,
-      "rope_heads"_a, "Unpack n stored rows of k values and pack them as rows first_row ... of a linear's weight.");
+      "rope_heads"_a, "group"_a, "symmetric"_a,
+      "Pack n stored rows of k values as rows first_row ... of a linear's weight: see PackArgs.");
   m.def(
       "read_bandwidth",
       [](int threads, int64_t bytes, double seconds) {
@@ -117,14 +123,19 @@ void bind_program(nb::module_& m) {
           },
           nb::keep_alive<1, 2>(), "pool"_a, "isa"_a, "dtype"_a, "max_rows"_a, "head_rows"_a, "num_layers"_a,
           "num_kv_heads"_a, "head_dim"_a, "page_size"_a, "num_pages"_a, "vocab"_a)
-      .def("add_buffer", &Program::add_buffer, "width"_a, "operand"_a, "head_only"_a)
+      .def(
+          "add_buffer",
+          [](Program& self, int width, bool stream, bool dense, bool quantized, bool head_only) {
+            return self.add_buffer(width, {stream, dense, quantized}, head_only);
+          },
+          "width"_a, "stream"_a, "dense"_a, "quantized"_a, "head_only"_a)
       .def("add_rope", &Program::add_rope, "inv_freq"_a, "scale"_a)
       .def(
           "add_embed",
-          [](Program& self, ViewTuple out, uint64_t w, float scale) {
-            self.add(EmbedOp{view(out), at<void>(w), scale});
+          [](Program& self, ViewTuple out, PackedTuple weight, float scale) {
+            self.add(EmbedOp{view(out), packed(weight), scale});
           },
-          "out"_a, "w"_a, "scale"_a)
+          "out"_a, "weight"_a, "scale"_a)
       .def(
           "add_rms_norm",
           [](Program& self, ViewTuple x, ViewTuple out, uint64_t weight, float eps, float offset, int groups) {
@@ -133,10 +144,14 @@ void bind_program(nb::module_& m) {
           "x"_a, "out"_a, "weight"_a, "eps"_a, "offset"_a, "groups"_a)
       .def(
           "add_linear",
-          [](Program& self, ViewTuple x, ViewTuple out, uint64_t w, uint64_t bias, bool accumulate) {
-            self.add(LinearOp{view(x), view(out), at<void>(w), at<float>(bias), accumulate});
+          [](Program& self, ViewTuple x, ViewTuple out, const std::vector<std::tuple<PackedTuple, int, int>>& parts,
+             uint64_t bias, bool accumulate) {
+            LinearOp op{view(x), view(out), {}, at<float>(bias), accumulate};
+            for (const auto& [weight, offset, n] : parts) op.parts.push_back({packed(weight), offset, n});
+            self.add(op);
           },
-          "x"_a, "out"_a, "w"_a, "bias"_a, "accumulate"_a)
+          "x"_a, "out"_a, "parts"_a, "bias"_a, "accumulate"_a,
+          "parts: packed matrices (address, type, group), each with its first column of out and its columns")
       .def(
           "add_rotation",
           [](Program& self, ViewTuple x, int num_heads, int head_dim, int table) {
@@ -165,6 +180,8 @@ void bind_program(nb::module_& m) {
       .def(
           "finish", [](Program& self, ViewTuple logits) { self.finish(view(logits)); }, "logits"_a)
       .def_prop_ro("workspace_bytes", &Program::workspace_bytes)
+      .def("take_op_seconds", &Program::take_op_seconds,
+           "Seconds in each op since the last call, then the sampler's; the first call begins the measuring.")
       .def(
           "step",
           [](Program& self, const StepArrays& arrays, int wake_fd) {
@@ -222,37 +239,57 @@ void bind_matrix_kernels(nb::module_& m) {
   m.def("isa_names", isa_names, "The instruction sets usable here, the best first.");
   m.def(
       "kernel_linear_items",
-      [](const std::string& isa, int rows, int n, int k, int dtype) {
+      [](const std::string& isa, int rows, int n, int k, int dtype, int group) {
         LinearArgs a{};
-        a.rows = rows, a.n = n, a.k = k, a.dtype = DType(dtype);
+        a.rows = rows, a.n = n, a.k = k, a.dtype = DType(dtype), a.group = group;
         return kernels_named(isa).linear_items(a);
       },
-      "isa"_a, "rows"_a, "n"_a, "k"_a, "dtype"_a);
+      "isa"_a, "rows"_a, "n"_a, "k"_a, "dtype"_a, "group"_a = 0);
   m.def(
       "kernel_linear",
       [](const std::string& isa, uint64_t x, int64_t x_stride, uint64_t w, uint64_t bias, uint64_t out,
-         int64_t out_stride, int rows, int n, int k, bool accumulate, int dtype, int64_t begin, int64_t end) {
+         int64_t out_stride, int rows, int n, int k, bool accumulate, int dtype, int64_t begin, int64_t end,
+         int group) {
         const LinearArgs a{at<void>(x), x_stride, at<void>(w), at<float>(bias), at<float>(out), out_stride,
-                           rows,        n,        k,           accumulate,      DType(dtype)};
+                           rows,        n,        k,           accumulate,      DType(dtype),   group};
         const Kernels& kernels = kernels_named(isa);
         nb::gil_scoped_release release;
         const bool all = begin < 0;
         kernels.linear(a, all ? 0 : begin, all ? kernels.linear_items(a) : end);
       },
       "isa"_a, "x"_a, "x_stride"_a, "w"_a, "bias"_a, "out"_a, "out_stride"_a, "rows"_a, "n"_a, "k"_a, "accumulate"_a,
-      "dtype"_a, "begin"_a = -1, "end"_a = -1, "Items [begin, end) of a product; all of them by default.");
+      "dtype"_a, "begin"_a = -1, "end"_a = -1, "group"_a = 0,
+      "Items [begin, end) of a product; all of them by default.");
+  m.def(
+      "kernel_quantize",
+      [](const std::string& isa, uint64_t x, int64_t x_stride, uint64_t out, int64_t out_stride, int rows, int width) {
+        const Kernels& kernels = kernels_named(isa);
+        kernels.quantize({at<float>(x), x_stride, at<ActivationBlock>(out), out_stride, width}, 0, rows);
+      },
+      "isa"_a, "x"_a, "x_stride"_a, "out"_a, "out_stride"_a, "rows"_a, "width"_a,
+      "Rows of floats as activation blocks (ActivationBlock in csrc/cpu/kernels.h).");
+  m.def(
+      "packed_panel_bytes", [](int type, int group, int k) { return packed_layout(DType(type), group).panel_bytes(k); },
+      "type"_a, "group"_a, "k"_a, "Bytes of 16 rows of k integer weights in memory.");
+  m.def(
+      "unpack_row",
+      [](int type, int group, uint64_t w, int64_t row, int k, uint64_t out) {
+        const auto* panel = at<uint8_t>(w) + row / 16 * packed_layout(DType(type), group).panel_bytes(k);
+        unpack_row(DType(type), group, panel, int(row % 16), k, at<float>(out));
+      },
+      "type"_a, "group"_a, "w"_a, "row"_a, "k"_a, "out"_a, "Row `row` of packed integer weights as k floats.");
   m.def(
       "kernel_pack",
       [](const std::string& isa, uint64_t src, int64_t src_row_bytes, int src_type, uint64_t dst, int dst_type, int n,
-         int k, int first_row, int rope_heads, int64_t begin, int64_t end) {
+         int k, int first_row, int rope_heads, int64_t begin, int64_t end, int group, bool symmetric) {
         const PackArgs a{at<void>(src), src_row_bytes, DType(src_type), at<void>(dst), DType(dst_type), n, k,
-                         first_row,     rope_heads};
+                         first_row,     rope_heads,    group,           symmetric};
         const Kernels& kernels = kernels_named(isa);
         nb::gil_scoped_release release;
         kernels.pack(a, begin < 0 ? 0 : begin, begin < 0 ? (first_row % 16 + n + 15) / 16 : end);
       },
       "isa"_a, "src"_a, "src_row_bytes"_a, "src_type"_a, "dst"_a, "dst_type"_a, "n"_a, "k"_a, "first_row"_a,
-      "rope_heads"_a, "begin"_a = -1, "end"_a = -1,
+      "rope_heads"_a, "begin"_a = -1, "end"_a = -1, "group"_a = 0, "symmetric"_a = false,
       "Panels [begin, end) of a packing, counted from the one of first_row; all by default.");
   m.def(
       "dequantize",
@@ -279,13 +316,13 @@ void bind_row_kernels(nb::module_& m) {
   m.def(
       "kernel_embed",
       [](const std::string& isa, uint64_t ids, uint64_t w, uint64_t out, int64_t out_stride, int rows, int width,
-         float scale, int dtype) {
-        const EmbedArgs a{at<int32_t>(ids), at<void>(w), at<float>(out), out_stride, width, scale, DType(dtype)};
+         float scale, int dtype, int group) {
+        const EmbedArgs a{at<int32_t>(ids), at<void>(w), at<float>(out), out_stride, width, scale, DType(dtype), group};
         const Kernels& kernels = kernels_named(isa);
         nb::gil_scoped_release release;
         kernels.embed(a, 0, rows);
       },
-      "isa"_a, "ids"_a, "w"_a, "out"_a, "out_stride"_a, "rows"_a, "width"_a, "scale"_a, "dtype"_a);
+      "isa"_a, "ids"_a, "w"_a, "out"_a, "out_stride"_a, "rows"_a, "width"_a, "scale"_a, "dtype"_a, "group"_a = 0);
   m.def(
       "kernel_rope",
       [](const std::string& isa, uint64_t x, int64_t x_stride, uint64_t cos, uint64_t sin, int rows, int num_heads,
@@ -394,7 +431,8 @@ void bind_attention_and_sampler(nb::module_& m) {
         const AttendArgs a{at<float>(q), at<float>(k),  at<float>(v), q_stride,          k_stride,
                            v_stride,     at<void>(out), out_stride,   at<void>(k_pages), at<void>(v_pages),
                            page_stride,  num_heads,     num_kv_heads, head_dim,          page_size,
-                           window,       scale,         softcap,      DType(dtype),      &rows.batch};
+                           window,       scale,         softcap,      DType(dtype),      DType(dtype),
+                           &rows.batch};
         const Kernels* kernels = select_kernels(isa.c_str());
         nb::gil_scoped_release release;
         attend_once(pool, *kernels, a);

@@ -19,6 +19,7 @@
 #include "common/paging.h"
 #include "cpu/kernels.h"
 #include "cpu/kv_store.inl"
+#include "cpu/lanes.inl"
 
 namespace sg {
 namespace {
@@ -332,21 +333,14 @@ void load_queries(const Item<In>& item) {
 
 template <class In>
 void store_outputs(const Item<In>& item) {
-  using Element = typename In::Element;
   const AttendArgs& a = item.a;
   for (int r = 0; r < item.rows; ++r) {
-    Element* out = static_cast<Element*>(a.out) + (item.first_row + r / item.group) * a.out_stride +
-                   (item.head * item.group + r % item.group) * a.head_dim;
+    const int64_t out = (item.first_row + r / item.group) * a.out_stride +
+                        (item.head * item.group + r % item.group) * int64_t(a.head_dim);
     const float* sums = item.total.sums + r * (item.width + 16);
     const F16 sum = set1(reduce_add(load(sums + item.width)));
     for (int d = 0; d < a.head_dim; d += 16) {
-      const int lanes = lanes_from(d, a.head_dim);
-      const F16 x = div(load(sums + d), sum);
-      if (lanes == 16) {
-        In::store(out + d, x);
-      } else {
-        In::store_first(out + d, x, lanes);
-      }
+      store_operand(a.out, a.out_dtype, out + d, div(load(sums + d), sum), lanes_from(d, a.head_dim));
     }
   }
 }

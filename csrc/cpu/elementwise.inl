@@ -3,6 +3,7 @@
 #include "cpu/gguf_blocks.h"
 #include "cpu/kernels.h"
 #include "cpu/lanes.inl"
+#include "cpu/packed.h"
 
 namespace sg {
 namespace {
@@ -42,11 +43,19 @@ void embed_bf16(const uint16_t* column, int width, float scale, float* out) {
   for (int i = 0; i < width; i++) out[i] = bf16_to_float(column[int64_t(i / 2) * 32 + i % 2]) * scale;
 }
 
+void embed_int(const EmbedArgs& a, int64_t panel, int lane, float* out) {
+  const int64_t panel_size = packed_layout(a.dtype, a.group).panel_bytes(a.width);
+  unpack_row(a.dtype, a.group, static_cast<const uint8_t*>(a.w) + panel * panel_size, lane, a.width, out);
+  for (int i = 0; i < a.width; i++) out[i] *= a.scale;
+}
+
 void embed(const EmbedArgs& a, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; row++) {
     const int64_t panel = a.ids[row] / 16, lane = a.ids[row] % 16;
     float* out = a.out + row * a.out_stride;
-    if (a.dtype == DType::F32) {
+    if (is_integer(a.dtype)) {
+      embed_int(a, panel, int(lane), out);
+    } else if (a.dtype == DType::F32) {
       embed_f32(static_cast<const float*>(a.w) + panel * a.width * 16 + lane, a.width, a.scale, out);
     } else {
       const int64_t panel_size = int64_t(a.width + 1) / 2 * 32;

@@ -23,20 +23,40 @@ struct Batch {
   int64_t page_table_stride;  // page of position p of sequence s: page_tables[slots[s] * stride + p / page_size]
 };
 
+// 32 activations of a row in 8 bits: value i is scales[i / 16] * codes[i]. What integer weights meet.
+struct ActivationBlock {
+  int8_t codes[32];
+  float scales[2];
+  int32_t negative_sums[2];  // -(sum of the codes) of each half
+  float sum;                 // of the values
+  float unused[3];
+};
+static_assert(sizeof(ActivationBlock) == 64);
+
+// out[r] = x[r] as activation blocks.  Item: one row.
+struct QuantizeArgs {
+  const float* x;
+  int64_t x_stride;
+  ActivationBlock* out;
+  int64_t out_stride;  // blocks
+  int32_t width;       // a multiple of 32
+};
+
 // out[r, n] (+)= sum_k x[r, k] * w[n, k] + bias[n].
 // w is packed in panels of 16 output rows, N rounded up to 16 with zeros:  bf16 [N/16][K/2][16][2] (K rounded up to 2
-// with zeros),  f32 [N/16][K][16].
+// with zeros),  f32 [N/16][K][16],  integers as packed.h says.
 // Item: kernel-defined; linear_items(args) says how many.
 struct LinearArgs {
-  const void* x;     // [rows, k] f32 | bf16 as dtype
-  int64_t x_stride;  // elements
+  const void* x;     // [rows, k] f32 | bf16 as dtype, or [rows, k / 32] activation blocks for integer weights
+  int64_t x_stride;  // elements, or blocks
   const void* w;
   const float* bias;  // [n] or null
   float* out;         // [rows, n]
   int64_t out_stride;
   int32_t rows, n, k;
   bool accumulate;  // add to what out holds
-  DType dtype;      // of x and w
+  DType dtype;      // of w
+  int32_t group;    // columns that share a scale: INT4 and INT8 alone
 };
 
 // out[r] = x[r, g] / sqrt(mean(x[r, g]^2) + eps) * (weight + offset), for each of `groups` equal parts g of a row.
@@ -61,6 +81,7 @@ struct EmbedArgs {
   int32_t width;
   float scale;
   DType dtype;  // of w
+  int32_t group;
 };
 
 // Turn heads in place: (a, b) at (i, i + rotary/2) -> (a cos - b sin, b cos + a sin).
@@ -93,7 +114,7 @@ struct AttendArgs {
   const float* k;
   const float* v;
   int64_t q_stride, k_stride, v_stride;
-  void* out;  // f32 | bf16 [rows, num_heads * head_dim]
+  void* out;  // f32 | bf16 as out_dtype  [rows, num_heads * head_dim]
   int64_t out_stride;
   void* k_pages;  // of this layer: the K tile of page 0 and head 0
   void* v_pages;
@@ -102,7 +123,8 @@ struct AttendArgs {
   int32_t window;  // 0: none
   float scale;
   float softcap;  // 0: none
-  DType dtype;    // of pages and out
+  DType dtype;    // of pages
+  DType out_dtype;
   const Batch* batch;
 };
 
@@ -112,11 +134,14 @@ struct PackArgs {
   const void* src;  // [n] rows of src_row_bytes
   int64_t src_row_bytes;
   DType src_type;
-  void* dst;  // packed, f32 | bf16; panel of row 0 first
+  void*
+      dst;  // packed: f32, bf16, or integers, which are those of src_type, or rounded from floats; panel of row 0 first
   DType dst_type;
   int32_t n, k;
   int32_t first_row;   // where row 0 of src lands in dst (a multiple of 16 unless rows are packed side by side)
   int32_t rope_heads;  // 0, or undo the interleaved rope order: see streamgen.checkpoints.base.RawTensor
+  int32_t group;       // columns that share a scale: INT4 and INT8 alone
+  bool symmetric;      // rounding to INT4 and INT8: the zero point is the middle
 };
 
 struct Kernels {
@@ -124,6 +149,7 @@ struct Kernels {
   int64_t (*linear_items)(const LinearArgs&);
   void (*linear)(const LinearArgs&, int64_t begin, int64_t end);
   void (*rms_norm)(const RmsNormArgs&, int64_t begin, int64_t end);
+  void (*quantize)(const QuantizeArgs&, int64_t begin, int64_t end);
   void (*embed)(const EmbedArgs&, int64_t begin, int64_t end);
   void (*rope)(const RopeArgs&, int64_t begin, int64_t end);
   void (*gated_mul)(const GatedMulArgs&, int64_t begin, int64_t end);

@@ -10,6 +10,7 @@
 // while the block's rows pass over it.
 #include "cpu/kernels.h"
 #include "cpu/lanes.inl"
+#include "cpu/linear_int.inl"
 
 namespace sg {
 namespace {
@@ -21,7 +22,6 @@ constexpr int kFewRows = 12;       // up to here rows are decode
 // Prefill tiles take all panels of a block at once where the registers allow, else as many rows as they hold.
 constexpr int kPrefillTileRows = kTileSums >= 4 * kBlockPanels ? kTileSums / kBlockPanels : kTileRows;
 constexpr int kEnoughItems = 64;  // so many items share out evenly among a few threads
-constexpr int kFewItems = 16;     // at least, where an item is over in microseconds: longer streams are read faster
 // A tile of few rows is over so soon that the processor itself runs far enough ahead (prefetching then costs a tenth of
 // the bandwidth); a tall one asks for the weights this many steps ahead.
 constexpr int kPrefetchRows = 5, kPrefetchSteps = 12;
@@ -232,6 +232,7 @@ LinearPlan plan_linear(const LinearArgs& a) {
 
 int64_t linear_items(const LinearArgs& a) {
   if (a.rows == 0 || a.n == 0) return 0;
+  if (is_integer(a.dtype)) return linear_int_items(a);
   const LinearPlan plan = plan_linear(a);
   return int64_t(plan.panels + plan.item_panels - 1) / plan.item_panels * plan.row_blocks;
 }
@@ -245,6 +246,7 @@ void linear_rows(const LinearArgs& a, int row, int rows, int panel, int end) {
 }
 
 void linear(const LinearArgs& a, int64_t begin, int64_t end) {
+  if (is_integer(a.dtype)) return linear_int(a, begin, end);
   const LinearPlan plan = plan_linear(a);
   if (plan.row_blocks == 1) {  // neighbouring items are one stretch of panels
     const int64_t last = end * plan.item_panels;

@@ -2,6 +2,7 @@
 // unit after its simd header.
 #include "cpu/gguf_blocks.h"
 #include "cpu/kernels.h"
+#include "cpu/round.inl"
 
 namespace sg {
 namespace {
@@ -48,8 +49,80 @@ void pack_panel(const PackArgs& a, int64_t panel) {
   }
 }
 
+// ---- integers -------------------------------------------------------------------------------------------------------
+
+void put_super(const PackedLayout& layout, uint8_t* to, int lane, const RowHead& head, const uint8_t* codes) {
+  put_head(layout, to, lane, head);
+  for (int c = 0; c < layout.columns; c++) {
+    uint8_t* block = to + layout.head_bytes + c / kBlockColumns * layout.code_bytes();
+    put_code(layout.bits, block, lane, c % kBlockColumns, codes[c]);
+  }
+}
+
+// A stored row whose codes stay as they are.
+void repack_row(const PackArgs& a, const PackedLayout& layout, const uint8_t* row, int lane, uint8_t* panel) {
+  const int stored = int(a.src_row_bytes / (a.k / layout.columns));  // bytes of a block
+  uint8_t codes[256];
+  for (int column = 0; column < a.k; column += layout.columns, row += stored, panel += layout.super_bytes()) {
+    if (layout.head == Head::ScaleZero) {  // d half, z u8, 0, a code each byte
+      const RowHead head{read_u16(row), 0, row[2], {}, {}};
+      put_super(layout, panel, lane, head, row + 4);
+    } else {
+      const RowHead head = read_block(a.src_type, row, codes);
+      put_super(layout, panel, lane, head, codes);
+    }
+  }
+}
+
+// A stored row of floats, rounded group by group.
+void round_row(const PackArgs& a, const PackedLayout& layout, const uint8_t* row, int lane, uint8_t* panel) {
+  constexpr int kMost = 1024;  // columns at a time; a longer group is read twice
+  float values[kMost];
+  uint8_t codes[kMost];
+  for (int column = 0; column < a.k; column += layout.columns, panel += layout.super_bytes()) {
+    Range range;
+    for (int c = 0; c < layout.columns; c += kMost) {
+      const int count = layout.columns - c < kMost ? layout.columns - c : kMost;
+      dequantize(a.src_type, row, column + c, count, values);
+      range.take(values, count);
+    }
+    const RowHead head = head_of(a.dst_type, a.symmetric, range);
+    put_head(layout, panel, lane, head);
+    for (int c = 0; c < layout.columns; c += kMost) {
+      const int count = layout.columns - c < kMost ? layout.columns - c : kMost;
+      dequantize(a.src_type, row, column + c, count, values);
+      round_values(a.dst_type, head, values, count, codes);
+      for (int i = 0; i < count; i++) {
+        uint8_t* block = panel + layout.head_bytes + (c + i) / kBlockColumns * layout.code_bytes();
+        put_code(layout.bits, block, lane, i % kBlockColumns, codes[i]);
+      }
+    }
+  }
+}
+
+void pack_int_panel(const PackArgs& a, int64_t panel) {
+  const PackedLayout layout = packed_layout(a.dst_type, a.group);
+  const int64_t base = panel * 16 - a.first_row;  // source row of lane 0
+  uint8_t* to = static_cast<uint8_t*>(a.dst) + panel * layout.panel_bytes(a.k);
+  const int begin = base < 0 ? int(-base) : 0, end = a.n - base < 16 ? int(a.n - base) : 16;
+  for (int lane = begin; lane < end; lane++) {
+    const auto* row = static_cast<const uint8_t*>(a.src) + stored_row(a, int(base + lane)) * a.src_row_bytes;
+    if (is_integer(a.src_type)) {
+      repack_row(a, layout, row, lane, to);
+    } else {
+      round_row(a, layout, row, lane, to);
+    }
+  }
+}
+
 void pack(const PackArgs& a, int64_t begin, int64_t end) {
-  for (int64_t item = begin; item < end; item++) pack_panel(a, a.first_row / 16 + item);
+  for (int64_t item = begin; item < end; item++) {
+    if (is_integer(a.dst_type)) {
+      pack_int_panel(a, a.first_row / 16 + item);
+    } else {
+      pack_panel(a, a.first_row / 16 + item);
+    }
+  }
 }
 
 }  // namespace

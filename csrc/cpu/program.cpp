@@ -1,6 +1,7 @@
 #include "cpu/program.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
@@ -17,9 +18,20 @@ struct Overloaded : Ts... {
 template <class... Ts>
 Overloaded(Ts...) -> Overloaded<Ts...>;
 
+// Up to so many rows each worker makes a linear's input for itself.
+constexpr int32_t kOwnRows = 4;
+
 bool is_row_local(const Op& op) {
   return !std::holds_alternative<LinearOp>(op) && !std::holds_alternative<AttendOp>(op);
 }
+
+// Writes an operand and nothing else, so that it may be done several times.
+bool makes_operand(const Op& op) {
+  return std::holds_alternative<RmsNormOp>(op) || std::holds_alternative<GatedMulOp>(op) ||
+         std::holds_alternative<QuantizeOp>(op);
+}
+
+int64_t rounded_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
 [[noreturn]] void fail(const std::string& what, int64_t got, int64_t limit) {
   throw std::invalid_argument(what + ": expected < " + std::to_string(limit) + ", got " + std::to_string(got));
@@ -31,6 +43,31 @@ void check_index(const char* what, int64_t value, int64_t limit) {
 
 }  // namespace
 
+// Adds what passes in its scope to an op's seconds: the first worker's time, which includes the waiting for others.
+class Program::Clock {
+ public:
+  Clock(Program& program, int worker, int op)
+      : seconds_(worker == 0 && !program.op_seconds_.empty() ? &program.op_seconds_[program.origin(op)] : nullptr) {
+    if (seconds_ != nullptr) began_ = std::chrono::steady_clock::now();
+  }
+  ~Clock() {
+    if (seconds_ == nullptr) return;
+    *seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - began_).count();
+  }
+  Clock(const Clock&) = delete;
+  Clock& operator=(const Clock&) = delete;
+
+ private:
+  double* seconds_;
+  std::chrono::steady_clock::time_point began_;
+};
+
+std::vector<double> Program::take_op_seconds() {
+  std::vector<double> taken(static_cast<size_t>(added_) + 1);
+  std::swap(taken, op_seconds_);
+  return taken;
+}
+
 Program::Program(Pool& pool, const Kernels& kernels, const ProgramSizes& sizes)
     : pool_(pool), kernels_(kernels), sizes_(sizes) {
   if (sizes.dtype != DType::F32 && sizes.dtype != DType::BF16)
@@ -38,10 +75,15 @@ Program::Program(Pool& pool, const Kernels& kernels, const ProgramSizes& sizes)
   if (sizes.max_rows < 1 || sizes.head_rows < 1) throw std::invalid_argument("max_rows, head_rows: expected >= 1");
 }
 
-int Program::add_buffer(int32_t width, bool operand, bool head_only) {
+int Program::add_buffer(int32_t width, BufferForms forms, bool head_only) {
+  if (forms.quantized && width % 32 != 0)
+    throw std::invalid_argument("width of a quantized operand: no multiple of 32");
+  Buffer b{width, forms, head_only, {}, {}, {}};
   // Rows start on cache lines.
-  const int64_t per_line = 64 / (operand ? operand_bytes(sizes_.dtype) : 4);
-  buffers_.push_back({width, operand, head_only, (width + per_line - 1) / per_line * per_line, nullptr});
+  if (forms.stream) b.floats.stride = rounded_up(int64_t(width) * 4, 64);
+  if (forms.dense) b.dense.stride = rounded_up(width * operand_bytes(sizes_.dtype), 64);
+  if (forms.quantized) b.quantized.stride = width / 32 * int64_t(sizeof(ActivationBlock));
+  buffers_.push_back(std::move(b));
   return static_cast<int>(buffers_.size()) - 1;
 }
 
@@ -51,8 +93,20 @@ int Program::add_rope(std::vector<float> inv_freq, float scale) {
 }
 
 void Program::add(const Op& op) {
-  if (std::holds_alternative<AttendOp>(op)) ops_.push_back(StoreOp{static_cast<int32_t>(ops_.size()) + 1});
-  ops_.push_back(op);
+  auto push = [&](Op derived) {
+    ops_.push_back(std::move(derived));
+    origins_.push_back(added_);
+  };
+  const auto* attend = std::get_if<AttendOp>(&op);
+  if (attend != nullptr) push(StoreOp{static_cast<int32_t>(ops_.size()) + 1});
+  push(op);
+  if (attend != nullptr && buffer(attend->out).forms.quantized) {
+    if (buffer(attend->out).forms.dense) throw std::invalid_argument("attention: its output in one form only");
+    Rows& floats = buffers_[static_cast<size_t>(attend->out.buffer)].floats;
+    floats.stride = rounded_up(int64_t(attend->out.width) * 4, 64);
+    push(QuantizeOp{attend->out});
+  }
+  ++added_;
 }
 
 void Program::split(View selected, View gathered) {
@@ -61,17 +115,49 @@ void Program::split(View selected, View gathered) {
   gathered_ = gathered;
 }
 
+// Whether a worker may go on to the stage's linear while others still read what the operand is made of.
+bool Program::feeds_linear(const Stage& stage) const {
+  const auto* linear = stage.main < 0 ? nullptr : std::get_if<LinearOp>(&ops_[static_cast<size_t>(stage.main)]);
+  if (linear == nullptr) return false;
+  return std::all_of(ops_.begin() + stage.first, ops_.begin() + stage.last, [&](const Op& op) {
+    const auto reads = [&](View v) { return v.buffer == linear->out.buffer; };
+    if (const auto* norm = std::get_if<RmsNormOp>(&op)) return !reads(norm->x);
+    if (const auto* product = std::get_if<GatedMulOp>(&op)) return !reads(product->gate) && !reads(product->up);
+    if (const auto* quantize = std::get_if<QuantizeOp>(&op)) return !reads(quantize->x);
+    return false;
+  });
+}
+
 std::vector<Program::Stage> Program::make_stages(int first, int last) const {
   std::vector<Stage> stages;
-  for (int i = first; i < last; ++i) {
-    const bool local = is_row_local(ops_[static_cast<size_t>(i)]);
-    if (local && !stages.empty() && stages.back().row_local) {
-      stages.back().last = i + 1;
-    } else {
-      stages.push_back({i, i + 1, local});
+  for (int i = first; i < last;) {
+    Stage stage{i, i, -1, true};
+    for (; stage.last < last && is_row_local(ops_[static_cast<size_t>(stage.last)]); ++stage.last) {
+      stage.makes_operand = stage.makes_operand && makes_operand(ops_[static_cast<size_t>(stage.last)]);
     }
+    if (stage.last < last) stage.main = stage.last;
+    stage.makes_operand = stage.makes_operand && feeds_linear(stage);
+    stages.push_back(stage);
+    i = stage.last + (stage.main >= 0);
   }
   return stages;
+}
+
+void Program::allocate_rows(Rows& rows, int64_t count, int64_t own) {
+  if (rows.stride == 0) return;
+  rows.memory = std::make_unique<Memory>(count * rows.stride, false);
+  workspace_bytes_ += count * rows.stride;
+  if (own == 0) return;
+  rows.own_bytes = std::min(count, own) * rows.stride;
+  rows.own = std::make_unique<Memory>(pool_.size() * rows.own_bytes, false);
+  workspace_bytes_ += pool_.size() * rows.own_bytes;
+}
+
+void Program::allocate(Buffer& b) {
+  const int64_t rows = b.head_only ? sizes_.head_rows : sizes_.max_rows;
+  allocate_rows(b.floats, rows, 0);
+  allocate_rows(b.dense, rows, kOwnRows);
+  allocate_rows(b.quantized, rows, kOwnRows);
 }
 
 void Program::finish(View logits) {
@@ -79,69 +165,76 @@ void Program::finish(View logits) {
   logits_ = logits;
   body_ = make_stages(0, split_);
   head_ = make_stages(split_, static_cast<int>(ops_.size()));
-  int64_t total = 0;
-  auto allocate = [&](int64_t bytes) {
-    total += bytes;
-    return std::make_unique<Memory>(bytes, false);
-  };
-  for (Buffer& b : buffers_) {
-    const int64_t rows = b.head_only ? sizes_.head_rows : sizes_.max_rows;
-    b.memory = allocate(rows * b.stride * (b.operand ? operand_bytes(sizes_.dtype) : 4));
-  }
   int64_t scratch = sample_scratch(sizes_.vocab);
+  for (Buffer& b : buffers_) {
+    allocate(b);
+    if (b.forms.quantized) scratch = std::max(scratch, int64_t(b.width) * 4);  // a row of floats
+  }
   for (const Op& op : ops_) {
     if (const auto* attend = std::get_if<AttendOp>(&op)) {
       scratch = std::max(scratch, kernels_.attend_scratch(attend_args(*attend)));
     }
   }
-  for (int i = 0; i < pool_.size(); ++i) scratch_.push_back(allocate(scratch));
+  for (int i = 0; i < pool_.size(); ++i) scratch_.push_back(std::make_unique<Memory>(scratch, false));
+  workspace_bytes_ += pool_.size() * scratch;
   for (Rope& r : ropes_) {
     r.cos.resize(static_cast<size_t>(sizes_.max_rows) * r.inv_freq.size());
     r.sin.resize(r.cos.size());
-    total += static_cast<int64_t>(r.cos.size()) * 8;
+    workspace_bytes_ += static_cast<int64_t>(r.cos.size()) * 8;
   }
   for (auto* v : {&first_row_, &row_seq_, &row_pos_, &ids_}) v->resize(static_cast<size_t>(sizes_.max_rows));
-  workspace_bytes_ = total;
   layer_size_ = sizes_.num_kv_heads * tile_size(sizes_.page_size, sizes_.head_dim);
   pages_ = std::make_unique<Memory>(sizes_.num_pages * page_bytes(), true);
 }
 
-float* Program::stream(View v) const {
-  return static_cast<float*>(buffers_[static_cast<size_t>(v.buffer)].memory->data()) + v.offset;
+float* Program::stream(View v) const { return static_cast<float*>(buffer(v).floats.memory->data()) + v.offset; }
+
+void* Program::dense(View v, int own) const {
+  const Rows& rows = buffer(v).dense;
+  char* base = static_cast<char*>(own < 0 ? rows.memory->data() : rows.own->data());
+  return base + (own < 0 ? 0 : own * rows.own_bytes) + v.offset * operand_bytes(sizes_.dtype);
 }
 
-void* Program::operand(View v) const {
-  return static_cast<char*>(buffers_[static_cast<size_t>(v.buffer)].memory->data()) +
-         v.offset * operand_bytes(sizes_.dtype);
+ActivationBlock* Program::quantized(View v, int own) const {
+  const Rows& rows = buffer(v).quantized;
+  char* base = static_cast<char*>(own < 0 ? rows.memory->data() : rows.own->data());
+  return reinterpret_cast<ActivationBlock*>(base + (own < 0 ? 0 : own * rows.own_bytes)) + v.offset / 32;
 }
 
 int64_t Program::page_bytes() const { return 2 * sizes_.num_layers * layer_size_ * operand_bytes(sizes_.dtype); }
 
 int64_t Program::row_grain(int64_t rows) const { return std::max<int64_t>(1, rows / (4 * pool_.size())); }
 
-LinearArgs Program::linear_args(const LinearOp& op, int32_t rows) const {
+LinearArgs Program::linear_args(const LinearOp& op, const LinearOp::Part& part, int32_t rows, int own) const {
   LinearArgs a{};
-  a.x = operand(op.x);
-  a.x_stride = stride(op.x);
-  a.w = op.w;
-  a.bias = op.bias;
-  a.out = stream(op.out);
+  if (is_integer(part.weight.type)) {
+    a.x = quantized(op.x, own);
+    a.x_stride = quantized_stride(op.x);
+  } else {
+    a.x = dense(op.x, own);
+    a.x_stride = dense_stride(op.x);
+  }
+  a.w = part.weight.w;
+  a.bias = op.bias == nullptr ? nullptr : op.bias + part.offset;
+  a.out = stream(op.out) + part.offset;
   a.out_stride = stride(op.out);
   a.rows = rows;
-  a.n = op.out.width;
+  a.n = part.n;
   a.k = op.x.width;
   a.accumulate = op.accumulate;
-  a.dtype = sizes_.dtype;
+  a.dtype = part.weight.type;
+  a.group = part.weight.group;
   return a;
 }
 
 AttendArgs Program::attend_args(const AttendOp& op) const {
   AttendArgs a{};
-  if (buffers_[static_cast<size_t>(op.q.buffer)].memory != nullptr && pages_ != nullptr) {
+  const bool is_float = buffer(op.out).forms.quantized;  // quantized afterwards
+  if (buffer(op.q).floats.memory != nullptr && pages_ != nullptr) {
     a.q = stream(op.q);
     a.k = stream(op.k);
     a.v = stream(op.v);
-    a.out = operand(op.out);
+    a.out = is_float ? stream(op.out) : dense(op.out, -1);
     char* layer = static_cast<char*>(pages_->data()) + 2 * op.layer * layer_size_ * operand_bytes(sizes_.dtype);
     a.k_pages = layer;
     a.v_pages = layer + layer_size_ * operand_bytes(sizes_.dtype);
@@ -149,7 +242,8 @@ AttendArgs Program::attend_args(const AttendOp& op) const {
   a.q_stride = stride(op.q);
   a.k_stride = stride(op.k);
   a.v_stride = stride(op.v);
-  a.out_stride = stride(op.out);
+  a.out_stride = is_float ? stride(op.out) : dense_stride(op.out);
+  a.out_dtype = is_float ? DType::F32 : sizes_.dtype;
   a.num_heads = op.num_heads;
   a.num_kv_heads = op.num_kv_heads;
   a.head_dim = op.head_dim;
@@ -229,83 +323,140 @@ void Program::fill_ropes(int64_t begin, int64_t end) {
   }
 }
 
-void Program::run_rows(const Op& op, int64_t begin, int64_t end) {
-  std::visit(Overloaded{
-                 [&](const EmbedOp& o) {
-                   EmbedArgs a{};
-                   a.ids = ids_.data();
-                   a.w = o.w;
-                   a.out = stream(o.out);
-                   a.out_stride = stride(o.out);
-                   a.width = o.out.width;
-                   a.scale = o.scale;
-                   a.dtype = sizes_.dtype;
-                   kernels_.embed(a, begin, end);
-                 },
-                 [&](const RmsNormOp& o) {
-                   RmsNormArgs a{};
-                   a.x = stream(o.x);
-                   a.x_stride = stride(o.x);
-                   a.weight = o.weight;
-                   a.out = operand(o.out);
-                   a.out_stride = stride(o.out);
-                   a.width = o.x.width;
-                   a.groups = o.groups;
-                   a.eps = o.eps;
-                   a.offset = o.offset;
-                   a.dtype = sizes_.dtype;
-                   kernels_.rms_norm(a, begin, end);
-                 },
-                 [&](const RopeOp& o) {
-                   const Rope& table = ropes_[static_cast<size_t>(o.table)];
-                   RopeArgs a{};
-                   a.x = stream(o.x);
-                   a.x_stride = stride(o.x);
-                   a.cos = table.cos.data();
-                   a.sin = table.sin.data();
-                   a.num_heads = o.num_heads;
-                   a.head_dim = o.head_dim;
-                   a.rotary_dim = 2 * static_cast<int32_t>(table.inv_freq.size());
-                   kernels_.rope(a, begin, end);
-                 },
-                 [&](const StoreOp& o) {
-                   kernels_.store_kv(attend_args(std::get<AttendOp>(ops_[static_cast<size_t>(o.attend)])), begin, end);
-                 },
-                 [&](const GatedMulOp& o) {
-                   GatedMulArgs a{};
-                   a.gate = stream(o.gate);
-                   a.gate_stride = stride(o.gate);
-                   a.up = stream(o.up);
-                   a.up_stride = stride(o.up);
-                   a.out = operand(o.out);
-                   a.out_stride = stride(o.out);
-                   a.width = o.out.width;
-                   a.activation = o.activation;
-                   a.dtype = sizes_.dtype;
-                   kernels_.gated_mul(a, begin, end);
-                 },
-                 [](const LinearOp&) {},
-                 [](const AttendOp&) {},
-             },
-             op);
+void Program::quantize(View to, const float* x, int64_t stride, int64_t begin, int64_t end, int own) {
+  const int64_t out_stride = quantized_stride(to);
+  kernels_.quantize({x, stride, quantized(to, own) + begin * out_stride, out_stride, to.width}, 0, end - begin);
+}
+
+// An operand row by row: in its dense form at once, in its quantized one by way of a row of floats.
+void Program::run_norm(const RmsNormOp& o, int64_t begin, int64_t end, int worker, int own) {
+  RmsNormArgs a{};
+  a.x_stride = stride(o.x);
+  a.weight = o.weight;
+  a.width = o.x.width;
+  a.groups = o.groups;
+  a.eps = o.eps;
+  a.offset = o.offset;
+  if (buffer(o.out).forms.dense) {
+    a.x = stream(o.x);
+    a.out = dense(o.out, own);
+    a.out_stride = dense_stride(o.out);
+    a.dtype = sizes_.dtype;
+    kernels_.rms_norm(a, begin, end);
+  }
+  if (!buffer(o.out).forms.quantized) return;
+  a.out = scratch_rows(worker);
+  a.dtype = DType::F32;
+  for (int64_t r = begin; r < end; ++r) {
+    a.x = stream(o.x) + r * a.x_stride;
+    kernels_.rms_norm(a, 0, 1);
+    quantize(o.out, scratch_rows(worker), 0, r, r + 1, own);
+  }
+}
+
+void Program::run_gated_mul(const GatedMulOp& o, int64_t begin, int64_t end, int worker, int own) {
+  GatedMulArgs a{};
+  a.gate_stride = stride(o.gate);
+  a.up_stride = stride(o.up);
+  a.width = o.out.width;
+  a.activation = o.activation;
+  if (buffer(o.out).forms.dense) {
+    a.gate = stream(o.gate);
+    a.up = stream(o.up);
+    a.out = dense(o.out, own);
+    a.out_stride = dense_stride(o.out);
+    a.dtype = sizes_.dtype;
+    kernels_.gated_mul(a, begin, end);
+  }
+  if (!buffer(o.out).forms.quantized) return;
+  a.out = scratch_rows(worker);
+  a.dtype = DType::F32;
+  for (int64_t r = begin; r < end; ++r) {
+    a.gate = stream(o.gate) + r * a.gate_stride;
+    a.up = stream(o.up) + r * a.up_stride;
+    kernels_.gated_mul(a, 0, 1);
+    quantize(o.out, scratch_rows(worker), 0, r, r + 1, own);
+  }
+}
+
+void Program::run_rows(const Op& op, int64_t begin, int64_t end, int worker, int own) {
+  std::visit(
+      Overloaded{
+          [&](const EmbedOp& o) {
+            EmbedArgs a{};
+            a.ids = ids_.data();
+            a.w = o.weight.w;
+            a.out = stream(o.out);
+            a.out_stride = stride(o.out);
+            a.width = o.out.width;
+            a.scale = o.scale;
+            a.dtype = o.weight.type;
+            a.group = o.weight.group;
+            kernels_.embed(a, begin, end);
+          },
+          [&](const RmsNormOp& o) { run_norm(o, begin, end, worker, own); },
+          [&](const RopeOp& o) {
+            const Rope& table = ropes_[static_cast<size_t>(o.table)];
+            RopeArgs a{};
+            a.x = stream(o.x);
+            a.x_stride = stride(o.x);
+            a.cos = table.cos.data();
+            a.sin = table.sin.data();
+            a.num_heads = o.num_heads;
+            a.head_dim = o.head_dim;
+            a.rotary_dim = 2 * static_cast<int32_t>(table.inv_freq.size());
+            kernels_.rope(a, begin, end);
+          },
+          [&](const StoreOp& o) {
+            kernels_.store_kv(attend_args(std::get<AttendOp>(ops_[static_cast<size_t>(o.attend)])), begin, end);
+          },
+          [&](const GatedMulOp& o) { run_gated_mul(o, begin, end, worker, own); },
+          [&](const QuantizeOp& o) { quantize(o.x, stream(o.x) + begin * stride(o.x), stride(o.x), begin, end, own); },
+          [](const LinearOp&) {},
+          [](const AttendOp&) {},
+      },
+      op);
+}
+
+// The parts of a linear are one list of items.
+void Program::run_linear(const LinearOp& op, int worker, int32_t rows, int own) {
+  int64_t items = 0;
+  for (const LinearOp::Part& part : op.parts) items += kernels_.linear_items(linear_args(op, part, rows, own));
+  pool_.share(worker, items, 1, [&](int64_t begin, int64_t end) {
+    for (const LinearOp::Part& part : op.parts) {
+      const LinearArgs a = linear_args(op, part, rows, own);
+      const int64_t count = kernels_.linear_items(a);
+      if (begin < count && end > 0) kernels_.linear(a, std::max<int64_t>(begin, 0), std::min(end, count));
+      begin -= count;
+      end -= count;
+    }
+  });
+}
+
+void Program::run_local(const Stage& stage, int worker, int32_t rows) {
+  pool_.share(worker, rows, row_grain(rows), [&](int64_t begin, int64_t end) {
+    for (int i = stage.first; i < stage.last; ++i) run_rows(ops_[static_cast<size_t>(i)], begin, end, worker, -1);
+  });
 }
 
 void Program::run_stage(const Stage& stage, int worker, int32_t rows) {
-  const Op& op = ops_[static_cast<size_t>(stage.first)];
-  if (stage.row_local) {
-    pool_.share(worker, rows, row_grain(rows), [&](int64_t begin, int64_t end) {
-      for (int i = stage.first; i < stage.last; ++i) run_rows(ops_[static_cast<size_t>(i)], begin, end);
-    });
-  } else if (const auto* linear = std::get_if<LinearOp>(&op)) {
-    const LinearArgs a = linear_args(*linear, rows);
-    pool_.share(worker, kernels_.linear_items(a), 1,
-                [&](int64_t begin, int64_t end) { kernels_.linear(a, begin, end); });
-  } else {
-    const AttendArgs a = attend_args(std::get<AttendOp>(op));
-    void* scratch = scratch_[static_cast<size_t>(worker)]->data();
-    pool_.share(worker, kernels_.attend_items(a), 1,
-                [&](int64_t begin, int64_t end) { kernels_.attend(a, begin, end, scratch); });
+  int own = -1;
+  if (stage.makes_operand && rows <= kOwnRows && pool_.size() > 1 && stage.last > stage.first) {
+    const Clock clock(*this, worker, stage.first);
+    own = worker;
+    for (int i = stage.first; i < stage.last; ++i) run_rows(ops_[static_cast<size_t>(i)], 0, rows, worker, own);
+  } else if (stage.last > stage.first) {
+    const Clock clock(*this, worker, stage.first);
+    run_local(stage, worker, rows);
   }
+  if (stage.main < 0) return;
+  const Clock clock(*this, worker, stage.main);
+  const Op& op = ops_[static_cast<size_t>(stage.main)];
+  if (const auto* linear = std::get_if<LinearOp>(&op)) return run_linear(*linear, worker, rows, own);
+  const AttendArgs a = attend_args(std::get<AttendOp>(op));
+  void* scratch = scratch_[static_cast<size_t>(worker)]->data();
+  pool_.share(worker, kernels_.attend_items(a), 1,
+              [&](int64_t begin, int64_t end) { kernels_.attend(a, begin, end, scratch); });
 }
 
 void Program::gather(const StepArrays& s, int64_t first, int64_t begin, int64_t end) {
@@ -321,6 +472,7 @@ void Program::run_head(const StepArrays& s, int worker) {
     const int32_t rows = std::min(sizes_.head_rows, s.num_samples - first);
     pool_.share(worker, rows, row_grain(rows), [&](int64_t begin, int64_t end) { gather(s, first, begin, end); });
     for (const Stage& stage : head_) run_stage(stage, worker, rows);
+    const Clock clock(*this, worker, int(ops_.size()));
     pool_.share(worker, rows, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) finish_row(s, first + i, stream(logits_) + i * stride(logits_), worker);
     });
@@ -364,7 +516,12 @@ void Program::step(const StepArrays& s) {
 
 template <class F>
 void Program::for_all_memory(F&& visit) const {
-  for (const Buffer& b : buffers_) visit(*b.memory);
+  for (const Buffer& b : buffers_) {
+    for (const Rows* rows : {&b.floats, &b.dense, &b.quantized}) {
+      if (rows->memory != nullptr) visit(*rows->memory);
+      if (rows->own != nullptr) visit(*rows->own);
+    }
+  }
   for (const auto& scratch : scratch_) visit(*scratch);
   visit(*pages_);
 }

@@ -3,6 +3,9 @@
 // Built once, op by op, from streamgen.models.program.Program by backends/cpu.py. A step is cut into stages; the
 // workers of the pool share the items of a stage and meet at its end. Consecutive ops whose rows do not touch each
 // other (norms, rope, storing keys and values, products) form one stage.
+//
+// With few rows, meeting costs more than the work: ops that only make a linear's input (a norm, a gated product, the
+// quantizing of an attention's output) are then done by every worker for itself, and the linear follows at once.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -23,9 +26,15 @@ struct View {
   int32_t buffer, offset, width;
 };
 
+// Rows of a packed matrix: their type, and the columns that share a scale (INT4 and INT8 alone).
+struct Packed {
+  const void* w;
+  DType type;
+  int32_t group;
+};
 struct EmbedOp {
   View out;
-  const void* w;
+  Packed weight;
   float scale;
 };
 struct RmsNormOp {
@@ -35,10 +44,17 @@ struct RmsNormOp {
   int32_t groups;
 };
 struct LinearOp {
+  struct Part {  // columns [offset, offset + n) of out
+    Packed weight;
+    int32_t offset, n;
+  };
   View x, out;
-  const void* w;
+  std::vector<Part> parts;
   const float* bias;
   bool accumulate;
+};
+struct QuantizeOp {  // what attention wrote as floats becomes activation blocks
+  View x;
 };
 struct RopeOp {
   View x;
@@ -56,10 +72,17 @@ struct GatedMulOp {
   View gate, up, out;
   Activation activation;
 };
-using Op = std::variant<EmbedOp, RmsNormOp, LinearOp, RopeOp, StoreOp, AttendOp, GatedMulOp>;
+using Op = std::variant<EmbedOp, RmsNormOp, LinearOp, RopeOp, StoreOp, AttendOp, GatedMulOp, QuantizeOp>;
+
+// What holds a buffer's rows. An operand is there in every form that an op reads.
+struct BufferForms {
+  bool stream;     // float32
+  bool dense;      // ProgramSizes::dtype
+  bool quantized;  // activation blocks
+};
 
 struct ProgramSizes {
-  DType dtype;  // F32 | BF16: weights, operands, pages
+  DType dtype;  // F32 | BF16: dense weights and operands, pages
   int32_t max_rows, head_rows;
   int32_t num_layers, num_kv_heads, head_dim, page_size, num_pages;
   int32_t vocab;
@@ -85,7 +108,7 @@ class Program {
  public:
   Program(Pool& pool, const Kernels& kernels, const ProgramSizes& sizes);
 
-  int add_buffer(int32_t width, bool operand, bool head_only);
+  int add_buffer(int32_t width, BufferForms forms, bool head_only);
   int add_rope(std::vector<float> inv_freq, float scale);
   void add(const Op& op);
   // What was added so far runs on every row; what follows runs on the rows that sample.
@@ -103,13 +126,23 @@ class Program {
   void drop_pages();
   // Bytes of pages and workspace that are in memory.
   int64_t resident_bytes() const;
+  // Seconds spent in each op, as they were added, since the last call, then those of the sampler; the first call begins
+  // the measuring.
+  std::vector<double> take_op_seconds();
 
  private:
+  class Clock;
+  // The rows of a buffer in one form, for all workers, and `own` rows for each worker alone.
+  struct Rows {
+    int64_t stride = 0;  // bytes
+    std::unique_ptr<Memory> memory, own;
+    int64_t own_bytes = 0;  // of one worker
+  };
   struct Buffer {
     int32_t width;
-    bool operand, head_only;
-    int64_t stride;  // elements
-    std::unique_ptr<Memory> memory;
+    BufferForms forms;
+    bool head_only;
+    Rows floats, dense, quantized;  // floats: a stream, or what attention writes before it is quantized
   };
   struct Rope {
     std::vector<float> inv_freq;
@@ -117,27 +150,43 @@ class Program {
     std::vector<float> cos, sin;  // [max_rows, rotary_dim / 2] of the step
   };
   struct Stage {
-    int first, last;  // ops [first, last)
-    bool row_local;
+    int first, last;     // row-local ops [first, last)
+    int main;            // then a linear or an attention, or -1
+    bool makes_operand;  // the row-local ops only make what a linear reads: each worker may do it for itself
   };
 
   std::vector<Stage> make_stages(int first, int last) const;
+  bool feeds_linear(const Stage& stage) const;
   void check(const StepArrays& step) const;
   void check_samples(const StepArrays& step, int64_t rows) const;
   void prepare(const StepArrays& step);
   void fill_ropes(int64_t begin, int64_t end);
+  void allocate_rows(Rows& rows, int64_t count, int64_t own);
+  void allocate(Buffer& buffer);
   void run_stage(const Stage& stage, int worker, int32_t rows);
-  void run_rows(const Op& op, int64_t begin, int64_t end);
+  void run_local(const Stage& stage, int worker, int32_t rows);
+  void run_linear(const LinearOp& op, int worker, int32_t rows, int own);
+  // own: -1, or the worker whose own rows are written
+  void run_rows(const Op& op, int64_t begin, int64_t end, int worker, int own);
+  void run_norm(const RmsNormOp& op, int64_t begin, int64_t end, int worker, int own);
+  void run_gated_mul(const GatedMulOp& op, int64_t begin, int64_t end, int worker, int own);
+  void quantize(View to, const float* x, int64_t stride, int64_t begin, int64_t end, int own);
   void run_head(const StepArrays& step, int worker);
   void finish_row(const StepArrays& step, int64_t index, float* logits, int worker);
   template <class F>
   void for_all_memory(F&& visit) const;
+  size_t origin(int op) const { return size_t(op) < origins_.size() ? size_t(origins_[size_t(op)]) : size_t(added_); }
   void gather(const StepArrays& step, int64_t first, int64_t begin, int64_t end);
-  LinearArgs linear_args(const LinearOp& op, int32_t rows) const;
+  LinearArgs linear_args(const LinearOp& op, const LinearOp::Part& part, int32_t rows, int own) const;
   AttendArgs attend_args(const AttendOp& op) const;
+  const Buffer& buffer(View v) const { return buffers_[static_cast<size_t>(v.buffer)]; }
   float* stream(View v) const;
-  void* operand(View v) const;
-  int64_t stride(View v) const { return buffers_[static_cast<size_t>(v.buffer)].stride; }
+  int64_t stride(View v) const { return buffer(v).floats.stride / 4; }
+  void* dense(View v, int own) const;
+  int64_t dense_stride(View v) const { return buffer(v).dense.stride / operand_bytes(sizes_.dtype); }
+  ActivationBlock* quantized(View v, int own) const;
+  int64_t quantized_stride(View v) const { return buffer(v).quantized.stride / int64_t(sizeof(ActivationBlock)); }
+  float* scratch_rows(int worker) const { return static_cast<float*>(scratch_[size_t(worker)]->data()); }
   int64_t page_bytes() const;
   int64_t row_grain(int64_t rows) const;
 
@@ -154,6 +203,9 @@ class Program {
   int64_t layer_size_ = 0;                        // elements of a page that are one layer's K (or V)
   std::vector<std::unique_ptr<Memory>> scratch_;  // one per worker
   int64_t workspace_bytes_ = 0;
+  std::vector<int> origins_;        // of each op: which added op it came from
+  int added_ = 0;                   // ops
+  std::vector<double> op_seconds_;  // empty: not measured
   // The step under way.
   Batch batch_{};
   std::vector<int32_t> first_row_, row_seq_, row_pos_, ids_;

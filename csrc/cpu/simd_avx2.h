@@ -7,7 +7,7 @@
 namespace sg {
 namespace {
 
-constexpr int kTileRows = 6, kTileSums = 6;
+constexpr int kTileRows = 6, kTileSums = 6, kIntRows = 2;
 
 struct F16 {
   __m256 lo, hi;
@@ -138,6 +138,89 @@ SG_INLINE __m256 dot2_half(__m256 c, __m256i a, __m256i b) {
   return _mm256_fmadd_ps(a1, b1, _mm256_fmadd_ps(a0, b0, c));
 }
 SG_INLINE F16 dot2(F16 c, Pairs a, Pairs b) { return {dot2_half(c.lo, a.lo, b.lo), dot2_half(c.hi, a.hi, b.hi)}; }
+
+// ---- integers -------------------------------------------------------------------------------------------------------
+
+struct I16 {
+  __m256i lo, hi;
+};
+struct Quads {
+  __m256i lo, hi;
+};
+
+SG_INLINE Quads load_quads(const uint8_t* p) {
+  return {_mm256_loadu_si256((const __m256i*)p), _mm256_loadu_si256((const __m256i*)(p + 32))};
+}
+SG_INLINE void store_quads(uint8_t* p, Quads x) {
+  _mm256_storeu_si256((__m256i*)p, x.lo);
+  _mm256_storeu_si256((__m256i*)(p + 32), x.hi);
+}
+template <int kMask>
+SG_INLINE Quads low_bits(Quads x) {
+  const __m256i mask = _mm256_set1_epi8(char(kMask));
+  return {_mm256_and_si256(x.lo, mask), _mm256_and_si256(x.hi, mask)};
+}
+template <int kMask>
+SG_INLINE Quads or_bits(Quads x, Quads y) {
+  const Quads bits = low_bits<kMask>(y);
+  return {_mm256_or_si256(x.lo, bits.lo), _mm256_or_si256(x.hi, bits.hi)};
+}
+template <int kBits>
+SG_INLINE Quads right(Quads x) {
+  return {_mm256_srli_epi16(x.lo, kBits), _mm256_srli_epi16(x.hi, kBits)};
+}
+template <int kBits>
+SG_INLINE Quads left(Quads x) {
+  return {_mm256_slli_epi16(x.lo, kBits), _mm256_slli_epi16(x.hi, kBits)};
+}
+
+// Products of 16 bits must not overflow: 2 x 127 x 127 does not, 2 x 255 x 127 would, so 8-bit codes turn signed, and
+// the magnitude of one factor meets the other with its sign.
+template <int kBias>
+SG_INLINE I16 start_dot(const int32_t* negative_sum) {
+  if (kBias == 0 || kBias == 7) return {_mm256_setzero_si256(), _mm256_setzero_si256()};
+  const __m256i start = _mm256_slli_epi32(_mm256_set1_epi32(*negative_sum), kBias);
+  return {start, start};
+}
+template <int kBias>
+SG_INLINE __m256i dot4_half(__m256i c, __m256i w, __m256i x) {
+  if (kBias == 7) {
+    w = _mm256_xor_si256(w, _mm256_set1_epi8(char(0x80)));
+    x = _mm256_sign_epi8(x, w);
+    w = _mm256_abs_epi8(w);
+  }
+  return _mm256_add_epi32(c, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1)));
+}
+template <int kBias>
+SG_INLINE I16 dot4(I16 c, Quads w, const int8_t* x) {
+  int32_t bits;
+  memcpy(&bits, x, 4);
+  const __m256i quad = _mm256_set1_epi32(bits);
+  return {dot4_half<kBias>(c.lo, w.lo, quad), dot4_half<kBias>(c.hi, w.hi, quad)};
+}
+
+SG_INLINE F16 to_float(I16 x) { return {_mm256_cvtepi32_ps(x.lo), _mm256_cvtepi32_ps(x.hi)}; }
+SG_INLINE F16 load_half(const uint16_t* p) {
+  return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)),
+          _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(p + 8)))};
+}
+SG_INLINE F16 load_u8(const uint8_t* p) {
+  return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p))),
+          _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)(p + 8))))};
+}
+SG_INLINE F16 load_i8(const int8_t* p) {
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p))),
+          _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)(p + 8))))};
+}
+SG_INLINE int32_t store_i8(int8_t* p, F16 x) {
+  const __m256i lo = _mm256_cvtps_epi32(x.lo), hi = _mm256_cvtps_epi32(x.hi), eight = _mm256_add_epi32(lo, hi);
+  __m128i v = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+  v = _mm_add_epi32(v, _mm_shuffle_epi32(v, 0x4e));
+  const __m256i words = _mm256_packs_epi32(lo, hi);  // 0-3 8-11 4-7 12-15
+  const __m256i ordered = _mm256_permute4x64_epi64(words, 0xd8);
+  _mm_storeu_si128((__m128i*)p, _mm_packs_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256(ordered, 1)));
+  return _mm_cvtsi128_si32(_mm_add_epi32(v, _mm_shuffle_epi32(v, 0xb1)));
+}
 
 }  // namespace
 }  // namespace sg

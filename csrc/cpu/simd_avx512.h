@@ -16,7 +16,7 @@
 namespace sg {
 namespace {
 
-constexpr int kTileRows = 12, kTileSums = 24;
+constexpr int kTileRows = 12, kTileSums = 24, kIntRows = 8;
 
 struct F16 {
   __m512 v;
@@ -114,6 +114,89 @@ SG_INLINE F16 dot2(F16 c, Pairs a, Pairs b) {
   const __m512 b1 = _mm512_castsi512_ps(_mm512_and_si512(b.v, high));
   return {_mm512_fmadd_ps(a1, b1, _mm512_fmadd_ps(a0, b0, c.v))};
 #endif
+}
+
+// ---- integers -------------------------------------------------------------------------------------------------------
+
+struct I16 {
+  __m512i v;
+};
+struct Quads {
+  __m512i v;
+};
+
+SG_INLINE Quads load_quads(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+SG_INLINE void store_quads(uint8_t* p, Quads x) { _mm512_storeu_si512(p, x.v); }
+template <int kMask>
+SG_INLINE Quads low_bits(Quads x) {
+  return {_mm512_and_si512(x.v, _mm512_set1_epi8(char(kMask)))};
+}
+template <int kMask>
+SG_INLINE Quads or_bits(Quads x, Quads y) {
+  return {_mm512_ternarylogic_epi32(x.v, y.v, _mm512_set1_epi8(char(kMask)), 0xf8)};
+}
+template <int kBits>
+SG_INLINE Quads right(Quads x) {
+  return {_mm512_srli_epi16(x.v, kBits)};
+}
+template <int kBits>
+SG_INLINE Quads left(Quads x) {
+  return {_mm512_slli_epi16(x.v, kBits)};
+}
+
+SG_INLINE __m512i set1_quad(const int8_t* p) {
+  int32_t bits;
+  memcpy(&bits, p, 4);
+  return _mm512_set1_epi32(bits);
+}
+
+#ifdef __AVX512VNNI__
+template <int kBias>
+SG_INLINE I16 start_dot(const int32_t* negative_sum) {
+  if (kBias == 0) return {_mm512_setzero_si512()};
+  return {_mm512_slli_epi32(_mm512_set1_epi32(*negative_sum), kBias)};
+}
+template <int kBias>
+SG_INLINE I16 dot4(I16 c, Quads w, const int8_t* x) {
+  return {_mm512_dpbusd_epi32(c.v, w.v, set1_quad(x))};
+}
+#else
+// Products of 16 bits must not overflow: 2 x 127 x 127 does not, 2 x 255 x 127 would, so 8-bit codes turn signed, and
+// the magnitude of one factor meets the other with its sign.
+template <int kBias>
+SG_INLINE I16 start_dot(const int32_t* negative_sum) {
+  if (kBias == 0 || kBias == 7) return {_mm512_setzero_si512()};
+  return {_mm512_slli_epi32(_mm512_set1_epi32(*negative_sum), kBias)};
+}
+template <int kBias>
+SG_INLINE I16 dot4(I16 c, Quads w, const int8_t* x) {
+  __m512i codes = w.v, values = set1_quad(x);
+  if (kBias == 7) {
+    const __m512i value = _mm512_xor_si512(w.v, _mm512_set1_epi8(char(0x80)));
+    const __mmask64 negative = _mm512_movepi8_mask(value);
+    codes = _mm512_abs_epi8(value);
+    values = _mm512_mask_sub_epi8(values, negative, _mm512_setzero_si512(), values);
+  }
+  const __m512i pairs = _mm512_maddubs_epi16(codes, values);
+  return {_mm512_add_epi32(c.v, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))};
+}
+#endif
+
+SG_INLINE F16 to_float(I16 x) { return {_mm512_cvtepi32_ps(x.v)}; }
+SG_INLINE F16 load_half(const uint16_t* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))}; }
+SG_INLINE F16 load_u8(const uint8_t* p) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)))};
+}
+SG_INLINE F16 load_i8(const int8_t* p) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)))};
+}
+SG_INLINE int32_t store_i8(int8_t* p, F16 x) {
+  const __m512i rounded = _mm512_cvtps_epi32(x.v);
+  _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(rounded));
+  const __m256i eight = _mm256_add_epi32(_mm512_castsi512_si256(rounded), _mm512_extracti32x8_epi32(rounded, 1));
+  __m128i v = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+  v = _mm_add_epi32(v, _mm_shuffle_epi32(v, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(v, _mm_shuffle_epi32(v, 0xb1)));
 }
 
 }  // namespace

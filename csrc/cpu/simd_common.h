@@ -17,9 +17,23 @@
 //   load_pairs(p) set1_pair(p) 16 pairs, or one pair in every lane, from memory
 //   dot2(c, a, b)              c + a0 * b0 + a1 * b1, lane by lane
 //
+//   I16                        16 int32
+//   Quads                      16 quads of bytes; quad i is bytes 4 i .. 4 i + 3
+//   load_quads(p) store_quads(p, x)   64 bytes
+//   low_bits<m>(x)             each byte & m                  or_bits<m>(x, y)   x | y & m, byte by byte
+//   right<n>(x) left<n>(x)     16-bit lanes shifted: mask what crosses from byte to byte
+//   start_dot<bias>(p)         what a dot product of codes 2^bias + w with x starts from, given p = -sum of the x;
+//                              bias 0: zero
+//   dot4<bias>(c, w, x)        c + sum of w[j] * x[j] over each quad of unsigned w and the one quad x of signed bytes;
+//                              with bias 7, what start_dot takes off may be left out by both instead
+//   to_float(c)                exact below 2^24
+//   load_half(p) load_u8(p) load_i8(p)   16 numbers as floats
+//   store_i8(p, x)             16 floats within -128 .. 127, rounded to nearest even; returns the sum of what it stored
+//
 //   kTileRows, kTileSums       the register file: a tile of a matrix product has at most kTileRows rows and kTileSums
 //   F16
 //                              accumulators
+//   kIntRows                   rows of a tile of an integer product, times two accumulators
 #pragma once
 #include <cstdint>
 #include <cstring>

@@ -1,15 +1,16 @@
 // simd_common.h in plain C++ with the compilers' 128-bit vectors, which every 64-bit processor has: an F16 is four of
 // them. The path of arm64, of old x86-64, and a second opinion for the tests.
 #pragma once
+#include "cpu/gguf_blocks.h"
 #include "cpu/simd_common.h"
 
 namespace sg {
 namespace {
 
 #ifdef __aarch64__
-constexpr int kTileRows = 4, kTileSums = 4;
+constexpr int kTileRows = 4, kTileSums = 4, kIntRows = 2;
 #else
-constexpr int kTileRows = 2, kTileSums = 2;
+constexpr int kTileRows = 2, kTileSums = 2, kIntRows = 1;
 #endif
 
 typedef float Float4 __attribute__((vector_size(16)));
@@ -159,6 +160,90 @@ SG_INLINE F16 dot2(F16 c, Pairs a, Pairs b) {
     const Float4 a1 = (Float4)(a.v[i] & 0xffff0000), b1 = (Float4)(b.v[i] & 0xffff0000);
     return fma4(a1, b1, fma4(a0, b0, c.v[i]));
   });
+}
+
+// ---- integers -------------------------------------------------------------------------------------------------------
+
+struct I16 {
+  Int4 v[4];
+};
+struct Quads {
+  Uint4 v[4];
+};
+
+template <class F>
+SG_INLINE Quads quads_of(F f) {
+  return {{f(0), f(1), f(2), f(3)}};
+}
+SG_INLINE Uint4 splat_bits(uint32_t bits) { return Uint4{bits, bits, bits, bits}; }
+
+SG_INLINE Quads load_quads(const uint8_t* p) {
+  Quads x;
+  memcpy(&x, p, sizeof x);
+  return x;
+}
+SG_INLINE void store_quads(uint8_t* p, Quads x) { memcpy(p, &x, sizeof x); }
+template <int kMask>
+SG_INLINE Quads low_bits(Quads x) {
+  return quads_of([&](int i) { return x.v[i] & splat_bits(0x01010101u * uint32_t(kMask)); });
+}
+template <int kMask>
+SG_INLINE Quads or_bits(Quads x, Quads y) {
+  return quads_of([&](int i) { return x.v[i] | (y.v[i] & splat_bits(0x01010101u * uint32_t(kMask))); });
+}
+// NOTE: 32-bit lanes here: what crosses from one byte to the next is masked by the caller all the same.
+template <int kBits>
+SG_INLINE Quads right(Quads x) {
+  return quads_of([&](int i) { return x.v[i] >> kBits; });
+}
+template <int kBits>
+SG_INLINE Quads left(Quads x) {
+  return quads_of([&](int i) { return x.v[i] << kBits; });
+}
+
+template <int kBias>
+SG_INLINE I16 start_dot(const int32_t* negative_sum) {
+  const int32_t n = kBias == 0 ? 0 : *negative_sum * (1 << kBias);
+  const Int4 start = {n, n, n, n};
+  return {{start, start, start, start}};
+}
+template <int kBias>
+SG_INLINE I16 dot4(I16 c, Quads w, const int8_t* x) {
+  SG_UNROLL
+  for (int i = 0; i < 4; i++) {
+    SG_UNROLL
+    for (int j = 0; j < 4; j++) {
+      const Uint4 codes = (w.v[i] >> uint32_t(8 * j)) & splat_bits(0xff);
+      c.v[i] += (Int4)codes * int32_t(x[j]);
+    }
+  }
+  return c;
+}
+
+SG_INLINE F16 to_float(I16 x) {
+  return quarters(
+      [&](int i) { return Float4{float(x.v[i][0]), float(x.v[i][1]), float(x.v[i][2]), float(x.v[i][3])}; });
+}
+SG_INLINE F16 load_half(const uint16_t* p) {
+  return quarters([&](int i) {
+    return Float4{half_to_float(p[4 * i]), half_to_float(p[4 * i + 1]), half_to_float(p[4 * i + 2]),
+                  half_to_float(p[4 * i + 3])};
+  });
+}
+template <class T>
+SG_INLINE F16 load_numbers(const T* p) {
+  return quarters(
+      [&](int i) { return Float4{float(p[4 * i]), float(p[4 * i + 1]), float(p[4 * i + 2]), float(p[4 * i + 3])}; });
+}
+SG_INLINE F16 load_u8(const uint8_t* p) { return load_numbers(p); }
+SG_INLINE F16 load_i8(const int8_t* p) { return load_numbers(p); }
+SG_INLINE int32_t store_i8(int8_t* p, F16 x) {
+  int32_t sum = 0;
+  for (int i = 0; i < 16; i++) {
+    p[i] = int8_t(__builtin_rintf(x.v[i / 4][i % 4]));
+    sum += p[i];
+  }
+  return sum;
 }
 
 }  // namespace

@@ -36,9 +36,11 @@ def pack(
     k: int,
     first_row: int,
     rope_heads: int,
+    group: int,
+    symmetric: bool,
 ) -> None:
     """
-    Unpack n stored rows of k values and pack them as rows first_row ... of a linear's weight.
+    Pack n stored rows of k values as rows first_row ... of a linear's weight: see PackArgs.
     """
 
 def read_bandwidth(threads: int, bytes: int, seconds: float) -> float:
@@ -95,15 +97,24 @@ class Program:
         num_pages: int,
         vocab: int,
     ) -> None: ...
-    def add_buffer(self, width: int, operand: bool, head_only: bool) -> int: ...
+    def add_buffer(self, width: int, stream: bool, dense: bool, quantized: bool, head_only: bool) -> int: ...
     def add_rope(self, inv_freq: Sequence[float], scale: float) -> int: ...
-    def add_embed(self, out: tuple[int, int, int], w: int, scale: float) -> None: ...
+    def add_embed(self, out: tuple[int, int, int], weight: tuple[int, int, int], scale: float) -> None: ...
     def add_rms_norm(
         self, x: tuple[int, int, int], out: tuple[int, int, int], weight: int, eps: float, offset: float, groups: int
     ) -> None: ...
     def add_linear(
-        self, x: tuple[int, int, int], out: tuple[int, int, int], w: int, bias: int, accumulate: bool
-    ) -> None: ...
+        self,
+        x: tuple[int, int, int],
+        out: tuple[int, int, int],
+        parts: Sequence[tuple[tuple[int, int, int], int, int]],
+        bias: int,
+        accumulate: bool,
+    ) -> None:
+        """
+        parts: packed matrices (address, type, group), each with its first column of out and its columns
+        """
+
     def add_rotation(self, x: tuple[int, int, int], num_heads: int, head_dim: int, table: int) -> None: ...
     def add_attend(
         self,
@@ -126,6 +137,11 @@ class Program:
     def finish(self, logits: tuple[int, int, int]) -> None: ...
     @property
     def workspace_bytes(self) -> int: ...
+    def take_op_seconds(self) -> list[float]:
+        """
+        Seconds in each op since the last call, then the sampler's; the first call begins the measuring.
+        """
+
     def step(self, arrays: StepArrays, wake_fd: int) -> None:
         """One step, see LoadedModel.step in backends/base.py."""
 
@@ -207,7 +223,7 @@ def pool_selftest(threads: int, rounds: int) -> int:
 def isa_names() -> list[str]:
     """The instruction sets usable here, the best first."""
 
-def kernel_linear_items(isa: str, rows: int, n: int, k: int, dtype: int) -> int: ...
+def kernel_linear_items(isa: str, rows: int, n: int, k: int, dtype: int, group: int = 0) -> int: ...
 def kernel_linear(
     isa: str,
     x: int,
@@ -223,8 +239,20 @@ def kernel_linear(
     dtype: int,
     begin: int = -1,
     end: int = -1,
+    group: int = 0,
 ) -> None:
     """Items [begin, end) of a product; all of them by default."""
+
+def kernel_quantize(isa: str, x: int, x_stride: int, out: int, out_stride: int, rows: int, width: int) -> None:
+    """
+    Rows of floats as activation blocks (ActivationBlock in csrc/cpu/kernels.h).
+    """
+
+def packed_panel_bytes(type: int, group: int, k: int) -> int:
+    """Bytes of 16 rows of k integer weights in memory."""
+
+def unpack_row(type: int, group: int, w: int, row: int, k: int, out: int) -> None:
+    """Row `row` of packed integer weights as k floats."""
 
 def kernel_pack(
     isa: str,
@@ -239,6 +267,8 @@ def kernel_pack(
     rope_heads: int,
     begin: int = -1,
     end: int = -1,
+    group: int = 0,
+    symmetric: bool = False,
 ) -> None:
     """
     Panels [begin, end) of a packing, counted from the one of first_row; all by default.
@@ -262,7 +292,16 @@ def kernel_rms_norm(
     dtype: int,
 ) -> None: ...
 def kernel_embed(
-    isa: str, ids: int, w: int, out: int, out_stride: int, rows: int, width: int, scale: float, dtype: int
+    isa: str,
+    ids: int,
+    w: int,
+    out: int,
+    out_stride: int,
+    rows: int,
+    width: int,
+    scale: float,
+    dtype: int,
+    group: int = 0,
 ) -> None: ...
 def kernel_rope(
     isa: str, x: int, x_stride: int, cos: int, sin: int, rows: int, num_heads: int, head_dim: int, rotary_dim: int

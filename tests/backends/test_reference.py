@@ -144,7 +144,7 @@ def test_sizes_are_what_is_allocated(program: Program, weights: ToyWeights) -> N
     for dtype, element in (("float32", 4), ("bfloat16", 2)):
         model = ToyModel(backend, program, weights, dtype=dtype)
         assert model.bytes_seen == sorted(model.bytes_seen)
-        assert model.bytes_seen[-1] == backend.weight_bytes(program, dtype)
+        assert model.bytes_seen[-1] == backend.weight_bytes(program, dtype, {})
         assert backend.page_bytes(program, dtype, 16) == 2 * 2 * 16 * 2 * 8 * element
     options = LoadOptions(dtype="float32", max_rows=8, num_pages=1, max_context=96, threads=1)
     assert backend.workspace_bytes(program, options) > 0

@@ -6,15 +6,16 @@ parity test of an op or a family is one program on two backends.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping  # noqa: TC003  # a field of a Struct
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from streamgen.quantization.base import Packing  # noqa: TC001  # a field of a Struct
 
+if TYPE_CHECKING:
     from streamgen.checkpoints.base import RawTensor
     from streamgen.models.program import Program
 
@@ -100,7 +101,8 @@ class StepOutputs(Struct, kw_only=True):
 class LoadOptions(Struct, frozen=True, kw_only=True):
     """Sizes fixed at load.
 
-    dtype       "float32" | "bfloat16": of packed weights, operands and pages
+    dtype       "float32" | "bfloat16": of dense weights and operands, and of pages
+    packings    of each matrix, by name; one that is missing is dense
     max_rows    most rows of one step (the head runs in blocks of HEAD_ROWS of them)
     num_pages, page_size   the KV cache
     """
@@ -111,6 +113,7 @@ class LoadOptions(Struct, frozen=True, kw_only=True):
     page_size: int = 16
     max_context: int
     threads: int
+    packings: Mapping[str, Packing] = {}
 
 
 class Weights(Protocol):
@@ -178,7 +181,7 @@ class Backend(Protocol):
         """Why this backend cannot run the program here; empty if it can."""
         ...
 
-    def weight_bytes(self, program: Program, dtype: str) -> int:
+    def weight_bytes(self, program: Program, dtype: str, packings: Mapping[str, Packing]) -> int:
         """Bytes of the packed weights."""
         ...
 

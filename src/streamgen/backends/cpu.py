@@ -1,13 +1,14 @@
 """The CPU backend: lowers a program to `csrc/cpu/program.cpp`, which runs a whole step in one call without the GIL.
 
-Weights are packed once, straight from the memory map, into one aligned block in the layout of `csrc/cpu/kernels.h`;
-weights that read the same input lie side by side as one matrix, and a tied head is the embedding matrix itself. Torch
-is never imported.
+Weights are packed once, straight from the memory map, into one aligned block in the layouts of `csrc/cpu/kernels.h` and
+`csrc/cpu/packed.h`, each in its own type; weights of one type that read the same input lie side by side as one matrix,
+and a tied head is the embedding matrix itself. Torch is never imported.
 """
 
 from __future__ import annotations
 
 import os
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,11 +38,11 @@ from streamgen.models.program import (
     View,
     op_views,
 )
-from streamgen.quantization.base import TensorType, row_bytes
+from streamgen.quantization.base import Packing, TensorType, row_bytes
 from streamgen.quantization.gguf_blocks import dequantize
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     import streamgen._cpu as _cpu
     from streamgen.checkpoints.base import RawTensor
@@ -52,11 +53,13 @@ _DTYPES = {"float32": TensorType.F32, "bfloat16": TensorType.BF16}
 _ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2}
 _PANEL = 16  # rows of a packed weight that lie together
 _ALIGNMENT = 128  # bytes between packed weights
+_BLOCK_BYTES = 64  # of an ActivationBlock, 32 quantized activations (csrc/cpu/kernels.h)
+_OWN_ROWS = 4  # rows of operands that each worker has for itself (kOwnRows in csrc/cpu/program.cpp)
 _SLICE_BYTES = 4 << 20  # of a stored matrix that are packed at a time: from a slow disk, some tens of milliseconds
 
 
 class CpuBackend:
-    """Own kernels for float32 and bfloat16; see `docs/kernels.md`.
+    """Own kernels for float32, bfloat16 and integer weights; see `docs/kernels.md`.
 
     isa   an instruction set of `_cpu.isa_names()`; None is `chosen_isa()`
     """
@@ -84,10 +87,10 @@ class CpuBackend:
                 break
         return reasons
 
-    def weight_bytes(self, program: Program, dtype: str) -> int:
+    def weight_bytes(self, program: Program, dtype: str, packings: Mapping[str, Packing]) -> int:
         """Bytes of the packed weights."""
         vectors = sum(size for _, size in program.vector_names())
-        return _Layout(program, _DTYPES[dtype]).num_bytes + 4 * vectors
+        return _Layout(program, dtype, packings).num_bytes + 4 * vectors
 
     def page_bytes(self, program: Program, dtype: str, page_size: int) -> int:
         """Bytes of one page over all layers, keys and values."""
@@ -96,11 +99,13 @@ class CpuBackend:
 
     def workspace_bytes(self, program: Program, options: LoadOptions) -> int:
         """Bytes of activations, logits, rope tables and sampling scratch."""
-        element = row_bytes(_DTYPES[options.dtype], 1)
-        total = 0
+        layout = _Layout(program, options.dtype, options.packings)
+        head_only, total = _head_only(program), 0
         for index, buffer in enumerate(program.buffers):
-            rows = _head_rows(options) if index in _head_only(program) else options.max_rows
-            total += rows * _round_up(buffer.width * (4 if buffer.kind is BufferKind.STREAM else element), 64)
+            rows = _head_rows(options) if index in head_only else options.max_rows
+            forms = layout.forms(program, index)
+            total += rows * forms.stream_bytes(buffer.width)
+            total += (rows + _OWN_ROWS * options.threads) * forms.operand_bytes(buffer.width, _DTYPES[options.dtype])
         ropes = sum(options.max_rows * len(rope.inv_freq) * 8 for rope in program.ropes)
         return total + ropes + options.threads * (program.vocab_size * 33 + (1 << 20))
 
@@ -129,7 +134,7 @@ class CpuModel:
         self._isa = isa
         self.vocab_size = program.vocab_size
         self._pool: _cpu.Pool | None = _cpu.Pool(options.threads)
-        self._layout = _Layout(program, self._dtype)
+        self._layout = _Layout(program, options.dtype, options.packings)
         self._weights: _cpu.Memory | None = _cpu.Memory(self._layout.num_bytes, True)
         self._vectors: list[Float32Array] = []  # norm weights and biases, alive as long as the program
         try:
@@ -193,6 +198,11 @@ class CpuModel:
             len(outputs.logits),
         )
 
+    def take_op_seconds(self) -> list[float]:
+        """Seconds in each op of the program since the last call, then in the sampler; the first call begins this."""
+        assert self._program is not None, "the model is closed"
+        return self._program.take_op_seconds()
+
     @property
     def workspace_bytes(self) -> int:
         """Bytes of activations and scratch that the program took."""
@@ -229,30 +239,34 @@ class CpuModel:
             for weight in region.weights:
                 raw = weights.matrix(weight.name, weight.rows, weight.columns)
                 for start, stop in _slices(raw, weight):
-                    self._pack_rows(raw, weight, start, stop, region.offset, row)
+                    self._pack_rows(raw, weight, start, stop, region, row)
                     weights.done(raw)
-                    packed += (stop - start) * weight.columns * row_bytes(self._dtype, 1)
+                    packed += region.panel_bytes * (stop - start) // _PANEL
                     on_bytes(packed)
                 row += weight.rows
 
-    def _pack_rows(self, raw: RawTensor, weight: LinearWeight, start: int, stop: int, offset: int, row: int) -> None:
-        """Rows [start, stop) of a stored matrix become rows row + start ... of the packed one at `offset`."""
+    def _pack_rows(
+        self, raw: RawTensor, weight: LinearWeight, start: int, stop: int, region: _Region, row: int
+    ) -> None:
+        """Rows [start, stop) of a stored matrix become rows row + start ... of the packed region."""
         import streamgen._cpu as _cpu
 
         assert self._pool is not None and self._weights is not None
-        stored_bytes = row_bytes(raw.info.type, weight.columns)
+        stored_bytes = row_bytes(raw.info.type, weight.columns, raw.info.group)
         _cpu.pack(
             self._pool,
             self._isa,
             raw.data.ctypes.data + start * stored_bytes,
             stored_bytes,
             int(raw.info.type),
-            self._weights.address + offset,
-            int(self._dtype),
+            self._weights.address + region.offset,
+            int(region.packing.type),
             stop - start,
             weight.columns,
             row + start,
             (stop - start) * raw.rope_heads // weight.rows if raw.rope_heads else 0,
+            region.packing.group,
+            region.packing.symmetric,
         )
 
     def _lower(self, program: Program, weights: Weights) -> None:
@@ -260,7 +274,8 @@ class CpuModel:
         native = self._program
         head_only = _head_only(program)
         for index, buffer in enumerate(program.buffers):
-            native.add_buffer(buffer.width, buffer.kind is BufferKind.OPERAND, index in head_only)
+            forms = self._layout.forms(program, index)
+            native.add_buffer(buffer.width, forms.stream, forms.dense, forms.quantized, index in head_only)
         for rope in program.ropes:
             native.add_rope(list(rope.inv_freq), rope.scale)
         for op in program.ops[: program.split]:
@@ -275,13 +290,16 @@ class CpuModel:
         assert native is not None
         match op:
             case Embed():
-                native.add_embed(_view(op.out), self._address((op.weight,)), op.scale)
+                native.add_embed(_view(op.out), self._packed(self._layout.regions_of((op.weight,))[0]), op.scale)
             case RmsNorm():
                 weight = self._vector(dequantize(weights.vector(op.weight, op.x.width // op.groups)))
                 native.add_rms_norm(_view(op.x), _view(op.out), weight, op.eps, op.offset, op.groups)
             case Linear():
-                bias = self._bias(op, weights)
-                native.add_linear(_view(op.x), _view(op.out), self._address(op.weights), bias, op.accumulate)
+                parts, first = [], 0
+                for region in self._layout.regions_of(op.weights):
+                    parts.append((self._packed(region), first, region.rows))
+                    first += region.rows
+                native.add_linear(_view(op.x), _view(op.out), parts, self._bias(op, weights), op.accumulate)
             case Rope():
                 native.add_rotation(_view(op.x), op.num_heads, op.head_dim, op.table)
             case Attend():
@@ -301,9 +319,9 @@ class CpuModel:
             case GatedMul():
                 native.add_gated_mul(_view(op.gate), _view(op.up), _view(op.out), _ACTIVATIONS[op.activation])
 
-    def _address(self, weights: tuple[LinearWeight, ...]) -> int:
+    def _packed(self, region: _Region) -> tuple[int, int, int]:
         assert self._weights is not None
-        return self._weights.address + self._layout.offset(weights)
+        return self._weights.address + region.offset, int(region.packing.type), region.packing.group
 
     def _vector(self, values: Float32Array) -> int:
         values = np.ascontiguousarray(values, np.float32)
@@ -343,36 +361,99 @@ class _Region(Struct, frozen=True):
     """Weights packed side by side as one matrix, `offset` bytes into the block."""
 
     weights: tuple[LinearWeight, ...]
+    packing: Packing
     offset: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of all its weights."""
+        return sum(weight.rows for weight in self.weights)
+
+    @property
+    def panel_bytes(self) -> int:
+        """Bytes of _PANEL rows."""
+        return _panel_bytes(self.packing, self.weights[0].columns)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the whole matrix."""
+        return _round_up(-(-self.rows // _PANEL) * self.panel_bytes, _ALIGNMENT)
+
+
+class _Forms(Struct, frozen=True):
+    """In which forms a buffer's rows exist. stream: float32, a stream or attention's output before it is quantized."""
+
+    stream: bool
+    dense: bool
+    quantized: bool
+    quantizes_later: bool = False
+
+    def stream_bytes(self, width: int) -> int:
+        """Bytes of a row of floats, where there is one."""
+        return _round_up(4 * width, 64) if self.stream or self.quantizes_later else 0
+
+    def operand_bytes(self, width: int, dtype: TensorType) -> int:
+        """Bytes of a row of the operand, in all its forms."""
+        dense = _round_up(row_bytes(dtype, width), 64) if self.dense else 0
+        return dense + (width // 32 * _BLOCK_BYTES if self.quantized else 0)
 
 
 class _Layout:
-    """Where each packed matrix lies."""
+    """Where each packed matrix lies, and which forms of operands they read."""
 
-    def __init__(self, program: Program, dtype: TensorType) -> None:
+    def __init__(self, program: Program, dtype: str, packings: Mapping[str, Packing]) -> None:
         self.regions: list[_Region] = []
         self.num_bytes = 0
-        self._offsets: dict[tuple[str, ...], int] = {}
+        self._packings = packings
+        self._dense = Packing(_DTYPES[dtype])
+        self._regions_of: dict[tuple[str, ...], list[_Region]] = {}
         for op in program.ops:
             weights = op.weights if isinstance(op, Linear) else (op.weight,) if isinstance(op, Embed) else ()
-            if weights and _names(weights) not in self._offsets:
-                self._place(weights, dtype)
+            if weights and _names(weights) not in self._regions_of:
+                self._regions_of[_names(weights)] = [self._place(part) for part in self._parts(weights)]
 
-    def offset(self, weights: tuple[LinearWeight, ...]) -> int:
-        """Bytes into the block."""
-        return self._offsets[_names(weights)]
+    def regions_of(self, weights: tuple[LinearWeight, ...]) -> list[_Region]:
+        """The matrices that a linear's weights became, in order."""
+        return self._regions_of[_names(weights)]
 
-    def _place(self, weights: tuple[LinearWeight, ...], dtype: TensorType) -> None:
-        self._offsets[_names(weights)] = self.num_bytes
-        self.regions.append(_Region(weights, self.num_bytes))
-        rows = _round_up(sum(w.rows for w in weights), _PANEL)
-        columns = _round_up(weights[0].columns, 2)
-        self.num_bytes += _round_up(rows * columns * row_bytes(dtype, 1), _ALIGNMENT)
+    def forms(self, program: Program, index: int) -> _Forms:
+        """What buffer `index` must hold."""
+        if program.buffers[index].kind is BufferKind.STREAM:
+            return _Forms(stream=True, dense=False, quantized=False)
+        readers = [op for op in program.ops if isinstance(op, Linear) and op.x.buffer == index]
+        packings = [self.packing(weight) for op in readers for weight in op.weights]
+        quantized = any(packing.type.is_integer for packing in packings)
+        attended = any(isinstance(op, Attend) and op.out.buffer == index for op in program.ops)
+        dense = not quantized or any(not packing.type.is_integer for packing in packings)
+        return _Forms(stream=False, dense=dense, quantized=quantized, quantizes_later=attended and quantized)
+
+    def packing(self, weight: LinearWeight) -> Packing:
+        """How a weight is packed."""
+        return self._packings.get(weight.name, self._dense)
+
+    def _parts(self, weights: tuple[LinearWeight, ...]) -> Iterator[tuple[LinearWeight, ...]]:
+        """Neighbours of one packing."""
+        for _, part in groupby(weights, self.packing):
+            yield tuple(part)
+
+    def _place(self, weights: tuple[LinearWeight, ...]) -> _Region:
+        region = _Region(weights, self.packing(weights[0]), self.num_bytes)
+        self.regions.append(region)
+        self.num_bytes += region.num_bytes
+        return region
+
+
+def _panel_bytes(packing: Packing, columns: int) -> int:
+    if not packing.type.is_integer:
+        return _PANEL * _round_up(columns, 2) * row_bytes(packing.type, 1)
+    import streamgen._cpu as _cpu
+
+    return _cpu.packed_panel_bytes(int(packing.type), packing.group, columns)
 
 
 def _slices(raw: RawTensor, weight: LinearWeight) -> Iterator[tuple[int, int]]:
     """Row ranges to pack one by one: only so much of the file is resident, and loading can be given up between."""
-    stored_bytes = row_bytes(raw.info.type, weight.columns)
+    stored_bytes = row_bytes(raw.info.type, weight.columns, raw.info.group)
     # Rows in rope order are shuffled within heads: these stay whole.
     unit = weight.rows // raw.rope_heads if raw.rope_heads else _PANEL
     rows = max(unit, _SLICE_BYTES // stored_bytes // unit * unit)

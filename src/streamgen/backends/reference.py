@@ -18,7 +18,6 @@ from streamgen.backends.base import HEAD_ROWS, StepInputs
 from streamgen.backends.reference_sampler import finish_row, sample_row
 from streamgen.models.program import (
     Attend,
-    BufferKind,
     Embed,
     GatedMul,
     Linear,
@@ -31,10 +30,11 @@ from streamgen.models.program import (
 from streamgen.quantization.gguf_blocks import dequantize
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from streamgen.backends.base import Float32Array, Int32Array, LoadOptions, StepOutputs, Weights
     from streamgen.checkpoints.base import RawTensor
+    from streamgen.quantization.base import Packing
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -62,11 +62,12 @@ class ReferenceBackend:
             return [f"dtype: expected one of {', '.join(_DTYPES)}, got {dtype}"]
         return []
 
-    def weight_bytes(self, program: Program, dtype: str) -> int:
-        """Bytes of the matrices in the dtype, and of the vectors in float32."""
-        matrices = sum(weight.rows * weight.columns for weight in program.linear_weights())
+    def weight_bytes(self, program: Program, dtype: str, packings: Mapping[str, Packing]) -> int:
+        """Bytes of the matrices in the dtype (integers are unpacked to float32), and of the vectors in float32."""
+        elements = {True: 4, False: _DTYPES[dtype].itemsize}
+        matrices = sum(w.rows * w.columns * elements[w.name in packings] for w in program.linear_weights())
         vectors = sum(dict(program.vector_names()).values())
-        return matrices * _DTYPES[dtype].itemsize + vectors * 4
+        return matrices + vectors * 4
 
     def workspace_bytes(self, program: Program, options: LoadOptions) -> int:
         """Bytes of the activations, and of the largest temporaries that an op makes beside them."""
@@ -101,6 +102,7 @@ class ReferenceModel:
         self._options = options
         self._device = device
         self._dtype = _DTYPES[options.dtype]
+        self._integers = {name for name, packing in options.packings.items() if packing.type.is_integer}
         self._matrices: dict[str, Tensor] = {}
         self._vectors: dict[str, Tensor] = {}
         self._read(weights, on_bytes)
@@ -163,7 +165,8 @@ class ReferenceModel:
             return tensor
 
         for w in self._program.linear_weights():
-            self._matrices[w.name] = take(weights.matrix(w.name, w.rows, w.columns), self._dtype)
+            dtype = torch.float32 if w.name in self._integers else self._dtype
+            self._matrices[w.name] = take(weights.matrix(w.name, w.rows, w.columns), dtype)
         for name, size in self._program.vector_names():
             self._vectors[name] = take(weights.vector(name, size), torch.float32)
 
@@ -174,8 +177,8 @@ class ReferenceModel:
         return [torch.zeros(shape, dtype=self._dtype, device=self._device) for _ in range(program.num_layers)]
 
     def _new_buffers(self, num_rows: int) -> list[Tensor]:
-        # Operands are kept as float32 too, holding values that were rounded to the dtype. Host code may have changed
-        # torch's default dtype, so it is always named.
+        # Operands are float32 too, rounded by the linear that reads them. Host code may have changed torch's default
+        # dtype, so it is always named.
         widths = [buffer.width for buffer in self._program.buffers]
         return [torch.zeros(num_rows, width, dtype=torch.float32, device=self._device) for width in widths]
 
@@ -204,16 +207,14 @@ class ReferenceModel:
                 result = self._attend(op, buffers, batch)
             case GatedMul():
                 result = _ACTIVATIONS[op.activation](_columns(buffers, op.gate)) * _columns(buffers, op.up)
-        out = op.x if isinstance(op, Rope) else op.out
-        if self._program.buffers[out.buffer].kind is BufferKind.OPERAND:
-            result = result.to(self._dtype).float()
-        _columns(buffers, out).copy_(result)
+        _columns(buffers, op.x if isinstance(op, Rope) else op.out).copy_(result)
 
     def _linear(self, op: Linear, x: Tensor) -> Tensor:
         parts = []
         for weight in op.weights:
             bias = None if weight.bias is None else self._vectors[weight.bias]
-            parts.append(F.linear(x, self._matrices[weight.name].float(), bias))
+            operand = quantized(x) if weight.name in self._integers else x.to(self._dtype).float()
+            parts.append(F.linear(operand, self._matrices[weight.name].float(), bias))
         return torch.cat(parts, dim=1)
 
     def _attend(self, op: Attend, buffers: list[Tensor], batch: _Batch) -> Tensor:
@@ -234,6 +235,14 @@ class ReferenceModel:
             v = values[context].flatten(0, 1)[: sequence.end].float()
             out[sequence.rows] = attend(q[sequence.rows], k, v, op, first_position=sequence.start)
         return out.flatten(1)
+
+
+def quantized(x: Tensor) -> Tensor:
+    """x [rows, width] as integer weights see it: 8 bits in groups of 16, of which the largest becomes 127."""
+    groups = x.view(len(x), -1, 16)
+    most = groups.abs().amax(dim=2, keepdim=True)
+    inverse = torch.where(most > 0, 127 / most, 0)
+    return (torch.round(groups * inverse) * (most * (1 / 127))).view(x.shape)
 
 
 def rms_norm(x: Tensor, weight: Tensor, op: RmsNorm) -> Tensor:

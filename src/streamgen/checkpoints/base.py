@@ -20,12 +20,16 @@ from streamgen.sampling import Sampling
 
 
 class TensorInfo(Struct, frozen=True, kw_only=True):
-    """A tensor as its file declares it. shape is in torch's order: (out, in) for a linear weight."""
+    """A tensor as its file declares it. shape is in torch's order: (out, in) for a linear weight.
+
+    group   of TensorType.INT4 and INT8: columns that share a scale
+    """
 
     name: str
     type: TensorType
     shape: tuple[int, ...]
     num_bytes: int
+    group: int = 0
 
 
 class RawTensor(Struct, frozen=True, kw_only=True):

@@ -20,10 +20,11 @@ from streamgen.config import EngineOptions, MemoryPlan, parse_bytes
 from streamgen.errors import ConfigError, InsufficientMemory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from streamgen.models.config import ModelConfig
     from streamgen.models.program import Program
+    from streamgen.quantization.base import Packing
 
 PAGE_SIZE = 16
 STEP_ROWS = 512  # token budget of one step
@@ -106,7 +107,14 @@ LEDGER = MemoryLedger()
 
 
 def plan_memory(
-    options: EngineOptions, config: ModelConfig, program: Program, backend: Backend, *, dtype: str, threads: int
+    options: EngineOptions,
+    config: ModelConfig,
+    program: Program,
+    backend: Backend,
+    *,
+    dtype: str,
+    threads: int,
+    packings: Mapping[str, Packing],
 ) -> MemoryPlan:
     """Decide the sizes of the cache, from what is free and not promised to other engines of this process.
 
@@ -116,10 +124,16 @@ def plan_memory(
     """
     free = LEDGER.left()
     page_bytes = backend.page_bytes(program, dtype, PAGE_SIZE)
-    weights = backend.weight_bytes(program, dtype)
+    weights = backend.weight_bytes(program, dtype, packings)
     wanted_context = options.max_context or config.max_context
     load = LoadOptions(
-        dtype=dtype, max_rows=STEP_ROWS, num_pages=1, page_size=PAGE_SIZE, max_context=wanted_context, threads=threads
+        dtype=dtype,
+        max_rows=STEP_ROWS,
+        num_pages=1,
+        page_size=PAGE_SIZE,
+        max_context=wanted_context,
+        threads=threads,
+        packings=packings,
     )
     workspace = backend.workspace_bytes(program, load)
     runtime = _RUNTIME_BYTES + _RUNTIME_BYTES_PER_TOKEN * config.vocab_size

@@ -17,7 +17,8 @@ from streamgen.execution.runner import Runner
 from streamgen.execution.threads import available_threads
 from streamgen.hub import resolve_model
 from streamgen.models.registry import build_program, read_freq_factors
-from streamgen.quantization.base import TensorType
+from streamgen.quantization.base import Packing, TensorType
+from streamgen.quantization.packing import choose_packing
 from streamgen.scheduling.scheduler import Limits
 from streamgen.text.chat import ChatTemplates
 from streamgen.text.tokenizer import Tokenizer, load_tokenizer
@@ -48,6 +49,7 @@ class Prepared:
             factors = read_freq_factors(self.checkpoint)
             self.program: Program = build_program(self.config, max_context=max_context, freq_factors=factors)
             self.backend: Backend = select_backend(self.program, self.dtype)
+            self.packings = choose_packings(self.program, self.checkpoint, self.dtype)
         except BaseException:
             self.checkpoint.close()
             raise
@@ -55,7 +57,13 @@ class Prepared:
     def make_plan(self) -> MemoryPlan:
         """Its sizes, from what memory is left now; see `plan_memory`."""
         return plan_memory(
-            self.options, self.config, self.program, self.backend, dtype=self.dtype, threads=self.threads
+            self.options,
+            self.config,
+            self.program,
+            self.backend,
+            dtype=self.dtype,
+            threads=self.threads,
+            packings=self.packings,
         )
 
 
@@ -206,6 +214,7 @@ class _Recipe(Struct):
             page_size=PAGE_SIZE,
             max_context=plan.max_context,
             threads=prepared.threads,
+            packings=prepared.packings,
         )
         return cls(prepared.checkpoint.path, prepared.program, prepared.backend, load)
 
@@ -266,6 +275,19 @@ def choose_dtype(asked: str, checkpoint: Checkpoint) -> str:
         return asked
     info = checkpoint.tensors.get(EMBEDDING)
     return "float32" if info is not None and info.type is TensorType.F32 else "bfloat16"
+
+
+def choose_packings(program: Program, checkpoint: Checkpoint, dtype: str) -> dict[str, Packing]:
+    """The packing of every matrix that does not become dense, by name."""
+    packings = {}
+    for weight in program.linear_weights():
+        info = checkpoint.tensors.get(f"{weight.name}.weight")
+        if info is None:
+            continue  # packing says which tensor is missing
+        packing = choose_packing(info.type, weight.columns, group=info.group, dtype=dtype)
+        if packing.type.is_integer:
+            packings[weight.name] = packing
+    return packings
 
 
 def limits_of(plan: MemoryPlan, options: EngineOptions) -> Limits:

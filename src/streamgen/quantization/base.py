@@ -1,4 +1,7 @@
-"""The element types a checkpoint's tensors come in. Numbers are GGUF's, for every container."""
+"""The element types a checkpoint's tensors come in, and those that weights have in memory.
+
+Numbers are GGUF's, for every container; what GGUF does not have counts from 1000.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,28 @@ class TensorType(IntEnum):
     Q5_K = 13
     Q6_K = 14
     BF16 = 30
+    INT4 = (
+        1000  # groups of `group` values: w = scale * (code - zero). Stored: scale f16, zero u8, 0, then a byte a code
+    )
+    INT8 = 1001
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether values are codes that kernels multiply as integers."""
+        return self not in (TensorType.F32, TensorType.F16, TensorType.BF16)
+
+
+class Packing(Struct, frozen=True):
+    """How a matrix lies in memory: csrc/cpu/packed.h, docs/kernels.md.
+
+    type        F32 and BF16: dense; else integers, whose input is quantized to 8 bits in groups of 16 on the fly
+    group       columns that share a scale: of INT4 and INT8 alone, else 0
+    symmetric   of INT4 and INT8 rounded from floats: the zero point is the middle of the codes
+    """
+
+    type: TensorType
+    group: int = 0
+    symmetric: bool = False
 
 
 class BlockShape(Struct, frozen=True):
@@ -45,8 +70,11 @@ BLOCKS: dict[TensorType, BlockShape] = {
 }
 
 
-def row_bytes(type: TensorType, columns: int) -> int:
-    """Bytes of a row of `columns` values; columns is a multiple of the block's values."""
+def row_bytes(type: TensorType, columns: int, group: int = 0) -> int:
+    """Bytes of a stored row of `columns` values; columns is a multiple of the block's values, or of `group`."""
+    if type in (TensorType.INT4, TensorType.INT8):
+        assert group > 0 and columns % group == 0, f"{type.name}: {columns} columns are no multiple of {group}"
+        return columns // group * (4 + group)
     block = BLOCKS[type]
     assert columns % block.values == 0, f"{type.name}: {columns} columns are no multiple of {block.values}"
     return columns // block.values * block.num_bytes
