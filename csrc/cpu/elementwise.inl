@@ -4,6 +4,7 @@
 #include "cpu/kernels.h"
 #include "cpu/lanes.inl"
 #include "cpu/packed.h"
+#include "cpu/quantize.inl"
 
 namespace sg {
 namespace {
@@ -26,6 +27,11 @@ void rms_norm(const RmsNormArgs& a, int64_t begin, int64_t end) {
     const int64_t row = item / a.groups, group = item % a.groups * width;
     const float* x = a.x + row * a.x_stride + group;
     const F16 factor = set1(1.0f / __builtin_sqrtf(sum_of_squares(x, width) / float(width) + a.eps));
+    if (a.dtype == DType::INT8) {
+      quantize_row(width, static_cast<ActivationBlock*>(a.out) + row * a.out_stride + group / 32,
+                   [&](int i) { return mul(mul(load(x + i), factor), add(load(a.weight + i), offset)); });
+      continue;
+    }
     for (int i = 0; i < width; i += 16) {
       const int lanes = lanes_left(width, i);
       const F16 weight = add(load_lanes(a.weight + i, lanes), offset);
@@ -110,6 +116,11 @@ SG_INLINE void gated_rows(const GatedMulArgs& a, int64_t begin, int64_t end, F a
   for (int64_t row = begin; row < end; row++) {
     const float* gate = a.gate + row * a.gate_stride;
     const float* up = a.up + row * a.up_stride;
+    if (a.dtype == DType::INT8) {
+      quantize_row(a.width, static_cast<ActivationBlock*>(a.out) + row * a.out_stride,
+                   [&](int i) { return mul(activation(load(gate + i)), load(up + i)); });
+      continue;
+    }
     for (int i = 0; i < a.width; i += 16) {
       const int lanes = lanes_left(a.width, i);
       const F16 y = mul(activation(load_lanes(gate + i, lanes)), load_lanes(up + i, lanes));

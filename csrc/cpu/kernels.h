@@ -64,10 +64,10 @@ struct LinearArgs {
 struct RmsNormArgs {
   const float* x;
   int64_t x_stride;
-  const float* weight;  // [width / groups]
-  void* out;            // f32 | bf16
-  int64_t out_stride;
-  int32_t width, groups;
+  const float* weight;    // [width / groups]
+  void* out;              // f32 | bf16, or activation blocks where dtype is INT8
+  int64_t out_stride;     // elements, or blocks
+  int32_t width, groups;  // a group is a multiple of 32 wide where it becomes blocks
   float eps, offset;
   DType dtype;  // of out
 };
@@ -101,8 +101,8 @@ struct GatedMulArgs {
   const float* gate;
   const float* up;
   int64_t gate_stride, up_stride;
-  void* out;  // f32 | bf16
-  int64_t out_stride;
+  void* out;           // f32 | bf16, or activation blocks where dtype is INT8
+  int64_t out_stride;  // elements, or blocks
   int32_t width;
   Activation activation;
   DType dtype;  // of out

@@ -1,4 +1,4 @@
-// Matrix products with integer weights, and the quantizing of what they read. Included by a unit after its simd header.
+// Matrix products with integer weights. Included by a unit after its simd header.
 //
 // Per 32 columns: two integer sums of 16 columns each, exact; each is scaled with its activations' scale, their sum
 // with the weights', and added to the output's float. So an output element is one chain over the blocks of K in order,
@@ -16,33 +16,6 @@ namespace {
 
 constexpr int kIntBlockRows = 96;  // at most, rows of an item
 constexpr int kFewItems = 16;      // at least, where an item is over in microseconds: longer streams are read faster
-
-// ---- activations ----------------------------------------------------------------------------------------------------
-
-// 16 values to codes; returns their sum.
-SG_INLINE int32_t quantize_16(F16 x, int8_t* codes, float* scale) {
-  const float most = reduce_max(max(x, sub(zero(), x)));
-  const float inverse = most > 0 ? 127.0f / most : 0.0f;
-  *scale = most * (1.0f / 127.0f);
-  return store_i8(codes, mul(x, set1(inverse)));
-}
-
-void quantize_row(const float* x, int width, ActivationBlock* to) {
-  for (int i = 0; i < width; i += 32, to++) {
-    int32_t sums[2];
-    for (int half = 0; half < 2; half++) {
-      sums[half] = quantize_16(load(x + i + 16 * half), to->codes + 16 * half, to->scales + half);
-      to->negative_sums[half] = -sums[half];
-    }
-    to->sum = to->scales[0] * float(sums[0]) + to->scales[1] * float(sums[1]);
-  }
-}
-
-void quantize(const QuantizeArgs& a, int64_t begin, int64_t end) {
-  for (int64_t row = begin; row < end; row++) {
-    quantize_row(a.x + row * a.x_stride, a.width, a.out + row * a.out_stride);
-  }
-}
 
 // ---- products -------------------------------------------------------------------------------------------------------
 

@@ -128,7 +128,9 @@ class SignalsBlocked {
 
 struct Pool::State {
   explicit State(int size)
-      : size(size), spin(size <= int(std::thread::hardware_concurrency())) {}  // else spinning only takes turns away
+      : size(size),
+        spin(size <= int(std::thread::hardware_concurrency())),  // else spinning only takes turns away
+        stretches(size_t(size)) {}
 
   void work(int worker) {
     name_this_thread();
@@ -149,7 +151,7 @@ struct Pool::State {
       return;
     }
     arrived.store(0, std::memory_order_relaxed);
-    next.store(0, std::memory_order_relaxed);
+    for (Stretch& stretch : stretches) stretch.next.store(0, std::memory_order_relaxed);
     met.advance();
   }
 
@@ -168,7 +170,10 @@ struct Pool::State {
   bool stopping = false;
   Gate started, met;
   alignas(kLine) std::atomic<int> arrived{0};
-  alignas(kLine) std::atomic<int64_t> next{0};  // first item not yet taken
+  struct alignas(kLine) Stretch {
+    std::atomic<int64_t> next{0};  // items taken
+  };
+  std::vector<Stretch> stretches;  // of each worker
 };
 
 Pool::Pool(int threads) : state_(new State(threads < 1 ? 1 : threads)) {
@@ -199,8 +204,10 @@ void Pool::run_erased(void (*fn)(void*, int), void* arg) {
   if (state.size > 1) state.meet();
 }
 
-int64_t Pool::take(int, int64_t grain) { return state_->next.fetch_add(grain, std::memory_order_relaxed); }
+int64_t Pool::take(int owner, int64_t grain) {
+  return state_->stretches[size_t(owner)].next.fetch_add(grain, std::memory_order_relaxed);
+}
 
-void Pool::finish(int) { state_->meet(); }
+void Pool::finish() { state_->meet(); }
 
 }  // namespace sg

@@ -168,7 +168,6 @@ void Program::finish(View logits) {
   int64_t scratch = sample_scratch(sizes_.vocab);
   for (Buffer& b : buffers_) {
     allocate(b);
-    if (b.forms.quantized) scratch = std::max(scratch, int64_t(b.width) * 4);  // a row of floats
   }
   for (const Op& op : ops_) {
     if (const auto* attend = std::get_if<AttendOp>(&op)) {
@@ -323,99 +322,60 @@ void Program::fill_ropes(int64_t begin, int64_t end) {
   }
 }
 
-void Program::quantize(View to, const float* x, int64_t stride, int64_t begin, int64_t end, int own) {
-  const int64_t out_stride = quantized_stride(to);
-  kernels_.quantize({x, stride, quantized(to, own) + begin * out_stride, out_stride, to.width}, 0, end - begin);
+void Program::run_norm(const RmsNormOp& o, int64_t begin, int64_t end, int own) {
+  for_forms(o.out, own, [&](void* out, int64_t out_stride, DType dtype) {
+    kernels_.rms_norm(
+        {stream(o.x), stride(o.x), o.weight, out, out_stride, o.x.width, o.groups, o.eps, o.offset, dtype}, begin, end);
+  });
 }
 
-// An operand row by row: in its dense form at once, in its quantized one by way of a row of floats.
-void Program::run_norm(const RmsNormOp& o, int64_t begin, int64_t end, int worker, int own) {
-  RmsNormArgs a{};
-  a.x_stride = stride(o.x);
-  a.weight = o.weight;
-  a.width = o.x.width;
-  a.groups = o.groups;
-  a.eps = o.eps;
-  a.offset = o.offset;
-  if (buffer(o.out).forms.dense) {
-    a.x = stream(o.x);
-    a.out = dense(o.out, own);
-    a.out_stride = dense_stride(o.out);
-    a.dtype = sizes_.dtype;
-    kernels_.rms_norm(a, begin, end);
-  }
-  if (!buffer(o.out).forms.quantized) return;
-  a.out = scratch_rows(worker);
-  a.dtype = DType::F32;
-  for (int64_t r = begin; r < end; ++r) {
-    a.x = stream(o.x) + r * a.x_stride;
-    kernels_.rms_norm(a, 0, 1);
-    quantize(o.out, scratch_rows(worker), 0, r, r + 1, own);
-  }
+void Program::run_gated_mul(const GatedMulOp& o, int64_t begin, int64_t end, int own) {
+  for_forms(o.out, own, [&](void* out, int64_t out_stride, DType dtype) {
+    kernels_.gated_mul(
+        {stream(o.gate), stream(o.up), stride(o.gate), stride(o.up), out, out_stride, o.out.width, o.activation, dtype},
+        begin, end);
+  });
 }
 
-void Program::run_gated_mul(const GatedMulOp& o, int64_t begin, int64_t end, int worker, int own) {
-  GatedMulArgs a{};
-  a.gate_stride = stride(o.gate);
-  a.up_stride = stride(o.up);
-  a.width = o.out.width;
-  a.activation = o.activation;
-  if (buffer(o.out).forms.dense) {
-    a.gate = stream(o.gate);
-    a.up = stream(o.up);
-    a.out = dense(o.out, own);
-    a.out_stride = dense_stride(o.out);
-    a.dtype = sizes_.dtype;
-    kernels_.gated_mul(a, begin, end);
-  }
-  if (!buffer(o.out).forms.quantized) return;
-  a.out = scratch_rows(worker);
-  a.dtype = DType::F32;
-  for (int64_t r = begin; r < end; ++r) {
-    a.gate = stream(o.gate) + r * a.gate_stride;
-    a.up = stream(o.up) + r * a.up_stride;
-    kernels_.gated_mul(a, 0, 1);
-    quantize(o.out, scratch_rows(worker), 0, r, r + 1, own);
-  }
-}
-
-void Program::run_rows(const Op& op, int64_t begin, int64_t end, int worker, int own) {
-  std::visit(
-      Overloaded{
-          [&](const EmbedOp& o) {
-            EmbedArgs a{};
-            a.ids = ids_.data();
-            a.w = o.weight.w;
-            a.out = stream(o.out);
-            a.out_stride = stride(o.out);
-            a.width = o.out.width;
-            a.scale = o.scale;
-            a.dtype = o.weight.type;
-            a.group = o.weight.group;
-            kernels_.embed(a, begin, end);
-          },
-          [&](const RmsNormOp& o) { run_norm(o, begin, end, worker, own); },
-          [&](const RopeOp& o) {
-            const Rope& table = ropes_[static_cast<size_t>(o.table)];
-            RopeArgs a{};
-            a.x = stream(o.x);
-            a.x_stride = stride(o.x);
-            a.cos = table.cos.data();
-            a.sin = table.sin.data();
-            a.num_heads = o.num_heads;
-            a.head_dim = o.head_dim;
-            a.rotary_dim = 2 * static_cast<int32_t>(table.inv_freq.size());
-            kernels_.rope(a, begin, end);
-          },
-          [&](const StoreOp& o) {
-            kernels_.store_kv(attend_args(std::get<AttendOp>(ops_[static_cast<size_t>(o.attend)])), begin, end);
-          },
-          [&](const GatedMulOp& o) { run_gated_mul(o, begin, end, worker, own); },
-          [&](const QuantizeOp& o) { quantize(o.x, stream(o.x) + begin * stride(o.x), stride(o.x), begin, end, own); },
-          [](const LinearOp&) {},
-          [](const AttendOp&) {},
-      },
-      op);
+void Program::run_rows(const Op& op, int64_t begin, int64_t end, int own) {
+  std::visit(Overloaded{
+                 [&](const EmbedOp& o) {
+                   EmbedArgs a{};
+                   a.ids = ids_.data();
+                   a.w = o.weight.w;
+                   a.out = stream(o.out);
+                   a.out_stride = stride(o.out);
+                   a.width = o.out.width;
+                   a.scale = o.scale;
+                   a.dtype = o.weight.type;
+                   a.group = o.weight.group;
+                   kernels_.embed(a, begin, end);
+                 },
+                 [&](const RmsNormOp& o) { run_norm(o, begin, end, own); },
+                 [&](const RopeOp& o) {
+                   const Rope& table = ropes_[static_cast<size_t>(o.table)];
+                   RopeArgs a{};
+                   a.x = stream(o.x);
+                   a.x_stride = stride(o.x);
+                   a.cos = table.cos.data();
+                   a.sin = table.sin.data();
+                   a.num_heads = o.num_heads;
+                   a.head_dim = o.head_dim;
+                   a.rotary_dim = 2 * static_cast<int32_t>(table.inv_freq.size());
+                   kernels_.rope(a, begin, end);
+                 },
+                 [&](const StoreOp& o) {
+                   kernels_.store_kv(attend_args(std::get<AttendOp>(ops_[static_cast<size_t>(o.attend)])), begin, end);
+                 },
+                 [&](const GatedMulOp& o) { run_gated_mul(o, begin, end, own); },
+                 [&](const QuantizeOp& o) {
+                   kernels_.quantize({stream(o.x), stride(o.x), quantized(o.x, own), quantized_stride(o.x), o.x.width},
+                                     begin, end);
+                 },
+                 [](const LinearOp&) {},
+                 [](const AttendOp&) {},
+             },
+             op);
 }
 
 // The parts of a linear are one list of items.
@@ -435,7 +395,7 @@ void Program::run_linear(const LinearOp& op, int worker, int32_t rows, int own) 
 
 void Program::run_local(const Stage& stage, int worker, int32_t rows) {
   pool_.share(worker, rows, row_grain(rows), [&](int64_t begin, int64_t end) {
-    for (int i = stage.first; i < stage.last; ++i) run_rows(ops_[static_cast<size_t>(i)], begin, end, worker, -1);
+    for (int i = stage.first; i < stage.last; ++i) run_rows(ops_[static_cast<size_t>(i)], begin, end, -1);
   });
 }
 
@@ -444,7 +404,7 @@ void Program::run_stage(const Stage& stage, int worker, int32_t rows) {
   if (stage.makes_operand && rows <= kOwnRows && pool_.size() > 1 && stage.last > stage.first) {
     const Clock clock(*this, worker, stage.first);
     own = worker;
-    for (int i = stage.first; i < stage.last; ++i) run_rows(ops_[static_cast<size_t>(i)], 0, rows, worker, own);
+    for (int i = stage.first; i < stage.last; ++i) run_rows(ops_[static_cast<size_t>(i)], 0, rows, own);
   } else if (stage.last > stage.first) {
     const Clock clock(*this, worker, stage.first);
     run_local(stage, worker, rows);

@@ -167,10 +167,15 @@ class Program {
   void run_local(const Stage& stage, int worker, int32_t rows);
   void run_linear(const LinearOp& op, int worker, int32_t rows, int own);
   // own: -1, or the worker whose own rows are written
-  void run_rows(const Op& op, int64_t begin, int64_t end, int worker, int own);
-  void run_norm(const RmsNormOp& op, int64_t begin, int64_t end, int worker, int own);
-  void run_gated_mul(const GatedMulOp& op, int64_t begin, int64_t end, int worker, int own);
-  void quantize(View to, const float* x, int64_t stride, int64_t begin, int64_t end, int own);
+  void run_rows(const Op& op, int64_t begin, int64_t end, int own);
+  void run_norm(const RmsNormOp& op, int64_t begin, int64_t end, int own);
+  void run_gated_mul(const GatedMulOp& op, int64_t begin, int64_t end, int own);
+  // f(rows, stride, dtype) for each form in which an operand is read; INT8: activation blocks
+  template <class F>
+  void for_forms(View out, int own, F&& f) const {
+    if (buffer(out).forms.dense) f(dense(out, own), dense_stride(out), sizes_.dtype);
+    if (buffer(out).forms.quantized) f(static_cast<void*>(quantized(out, own)), quantized_stride(out), DType::INT8);
+  }
   void run_head(const StepArrays& step, int worker);
   void finish_row(const StepArrays& step, int64_t index, float* logits, int worker);
   template <class F>
@@ -186,7 +191,6 @@ class Program {
   int64_t dense_stride(View v) const { return buffer(v).dense.stride / operand_bytes(sizes_.dtype); }
   ActivationBlock* quantized(View v, int own) const;
   int64_t quantized_stride(View v) const { return buffer(v).quantized.stride / int64_t(sizeof(ActivationBlock)); }
-  float* scratch_rows(int worker) const { return static_cast<float*>(scratch_[size_t(worker)]->data()); }
   int64_t page_bytes() const;
   int64_t row_grain(int64_t rows) const;
 

@@ -212,14 +212,24 @@ SG_INLINE F16 load_i8(const int8_t* p) {
   return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p))),
           _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)(p + 8))))};
 }
-SG_INLINE int32_t store_i8(int8_t* p, F16 x) {
-  const __m256i lo = _mm256_cvtps_epi32(x.lo), hi = _mm256_cvtps_epi32(x.hi), eight = _mm256_add_epi32(lo, hi);
-  __m128i v = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
-  v = _mm_add_epi32(v, _mm_shuffle_epi32(v, 0x4e));
-  const __m256i words = _mm256_packs_epi32(lo, hi);  // 0-3 8-11 4-7 12-15
+SG_INLINE F16 round(F16 x) {
+  constexpr int kMode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  return {_mm256_round_ps(x.lo, kMode), _mm256_round_ps(x.hi, kMode)};
+}
+SG_INLINE void store_i8(int8_t* p, F16 x) {
+  const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(x.lo), _mm256_cvtps_epi32(x.hi));  // 0-3 8-11 4-7 12-15
   const __m256i ordered = _mm256_permute4x64_epi64(words, 0xd8);
   _mm_storeu_si128((__m128i*)p, _mm_packs_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256(ordered, 1)));
-  return _mm_cvtsi128_si32(_mm_add_epi32(v, _mm_shuffle_epi32(v, 0xb1)));
+}
+SG_INLINE F16 reduce_max_each(const F16 (&x)[16]) {
+  float each[16];
+  for (int i = 0; i < 16; i++) each[i] = reduce_max(x[i]);
+  return load(each);
+}
+SG_INLINE F16 reduce_add_each(const F16 (&x)[16]) {
+  float each[16];
+  for (int i = 0; i < 16; i++) each[i] = reduce_add(x[i]);
+  return load(each);
 }
 
 }  // namespace

@@ -190,13 +190,32 @@ SG_INLINE F16 load_u8(const uint8_t* p) {
 SG_INLINE F16 load_i8(const int8_t* p) {
   return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)))};
 }
-SG_INLINE int32_t store_i8(int8_t* p, F16 x) {
-  const __m512i rounded = _mm512_cvtps_epi32(x.v);
-  _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(rounded));
-  const __m256i eight = _mm256_add_epi32(_mm512_castsi512_si256(rounded), _mm512_extracti32x8_epi32(rounded, 1));
-  __m128i v = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
-  v = _mm_add_epi32(v, _mm_shuffle_epi32(v, 0x4e));
-  return _mm_cvtsi128_si32(_mm_add_epi32(v, _mm_shuffle_epi32(v, 0xb1)));
+SG_INLINE F16 round(F16 x) { return {_mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+SG_INLINE void store_i8(int8_t* p, F16 x) {
+  _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x.v)));
+}
+
+// Halves the vectors at each level, with op between what is shuffled together: lanes of 32 bits, then of 128.
+template <class Op>
+SG_INLINE F16 reduce_each(const F16 (&x)[16], Op op) {
+  __m512 quarters[4];
+  SG_UNROLL
+  for (int i = 0; i < 4; i++) {
+    const __m512 *v = &x[4 * i].v, a = op(_mm512_unpacklo_ps(v[0], v[1]), _mm512_unpackhi_ps(v[0], v[1]));
+    const __m512 b = op(_mm512_unpacklo_ps(v[2], v[3]), _mm512_unpackhi_ps(v[2], v[3]));
+    quarters[i] = op(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
+  }
+  const __m512 low =
+      op(_mm512_shuffle_f32x4(quarters[0], quarters[1], 0x88), _mm512_shuffle_f32x4(quarters[0], quarters[1], 0xdd));
+  const __m512 high =
+      op(_mm512_shuffle_f32x4(quarters[2], quarters[3], 0x88), _mm512_shuffle_f32x4(quarters[2], quarters[3], 0xdd));
+  return {op(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xdd))};
+}
+SG_INLINE F16 reduce_max_each(const F16 (&x)[16]) {
+  return reduce_each(x, [](__m512 a, __m512 b) __attribute__((always_inline)) { return _mm512_max_ps(a, b); });
+}
+SG_INLINE F16 reduce_add_each(const F16 (&x)[16]) {
+  return reduce_each(x, [](__m512 a, __m512 b) __attribute__((always_inline)) { return _mm512_add_ps(a, b); });
 }
 
 }  // namespace

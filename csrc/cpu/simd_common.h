@@ -28,6 +28,8 @@
 //                              with bias 7, what start_dot takes off may be left out by both instead
 //   to_float(c)                exact below 2^24
 //   load_half(p) load_u8(p) load_i8(p)   16 numbers as floats
+//   round(x)                   to nearest, ties to even
+//   reduce_max_each(x) reduce_add_each(x)   lane i: over the lanes of x[i], 16 vectors; sums in an order of their own
 //   store_i8(p, x)             16 floats within -128 .. 127, rounded to nearest even; returns the sum of what it stored
 //
 //   kTileRows, kTileSums       the register file: a tile of a matrix product has at most kTileRows rows and kTileSums

@@ -237,13 +237,24 @@ SG_INLINE F16 load_numbers(const T* p) {
 }
 SG_INLINE F16 load_u8(const uint8_t* p) { return load_numbers(p); }
 SG_INLINE F16 load_i8(const int8_t* p) { return load_numbers(p); }
-SG_INLINE int32_t store_i8(int8_t* p, F16 x) {
-  int32_t sum = 0;
-  for (int i = 0; i < 16; i++) {
-    p[i] = int8_t(__builtin_rintf(x.v[i / 4][i % 4]));
-    sum += p[i];
-  }
-  return sum;
+SG_INLINE F16 round(F16 x) {
+  return quarters([&](int i) {
+    return Float4{__builtin_rintf(x.v[i][0]), __builtin_rintf(x.v[i][1]), __builtin_rintf(x.v[i][2]),
+                  __builtin_rintf(x.v[i][3])};
+  });
+}
+SG_INLINE void store_i8(int8_t* p, F16 x) {
+  for (int i = 0; i < 16; i++) p[i] = int8_t(__builtin_rintf(x.v[i / 4][i % 4]));
+}
+SG_INLINE F16 reduce_max_each(const F16 (&x)[16]) {
+  float each[16];
+  for (int i = 0; i < 16; i++) each[i] = reduce_max(x[i]);
+  return load(each);
+}
+SG_INLINE F16 reduce_add_each(const F16 (&x)[16]) {
+  float each[16];
+  for (int i = 0; i < 16; i++) each[i] = reduce_add(x[i]);
+  return load(each);
 }
 
 }  // namespace

@@ -170,7 +170,7 @@ def test_bf16_rounds_to_nearest_even(isa: str) -> None:
 
 
 def test_row_bytes_of_the_formats_agree() -> None:
-    for type in TensorType:
+    for type in BLOCKS:
         block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(type.value)]
         assert row_bytes(type, 512) == 512 // block * size
     assert {F32, BF16} <= {t.value for t in TensorType}

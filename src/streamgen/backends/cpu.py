@@ -203,6 +203,10 @@ class CpuModel:
         assert self._program is not None, "the model is closed"
         return self._program.take_op_seconds()
 
+    def packed_bytes(self, weights: tuple[LinearWeight, ...]) -> int:
+        """Bytes that the weights of one linear take."""
+        return sum(region.num_bytes for region in self._layout.regions_of(weights))
+
     @property
     def workspace_bytes(self) -> int:
         """Bytes of activations and scratch that the program took."""

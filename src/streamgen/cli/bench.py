@@ -27,14 +27,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument("--json", metavar="FILE", help="write the report there too")
     parser.add_argument("--quick", action="store_true", help="one short run of each, and nothing in other processes")
+    parser.add_argument(
+        "--ops", action="store_true", help="instead: where a decode's and a prefill's time goes"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print each figure as it is there, write the report."""
     import msgspec
 
-    from streamgen.cli.benchmark.suite import measure
+    from streamgen.cli.benchmark.suite import measure, measure_steps
 
+    if arguments.ops:
+        measure_steps(arguments)
+        return exit_codes.OK
     report = measure(arguments)
     if arguments.json is not None:
         Path(arguments.json).write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")

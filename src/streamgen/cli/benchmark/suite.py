@@ -24,6 +24,7 @@ from streamgen.cli.benchmark.figures import BenchReport, Figure
 from streamgen.cli.benchmark.model_size import ModelSize, read_model_size
 from streamgen.cli.options import ENGINE_FIELDS, chosen, model_or_demo
 from streamgen.cli.output import note
+from streamgen.config import EngineOptions
 from streamgen.engine import Engine
 from streamgen.execution.threads import available_threads
 
@@ -55,6 +56,21 @@ def measure(arguments: argparse.Namespace) -> BenchReport:
     for reason in report.skipped:
         note(f"not measured: {reason}")
     return report
+
+
+def measure_steps(arguments: argparse.Namespace) -> None:
+    """Print the ops of decode steps and of a prefill step, slowest first, each beside its limit."""
+    from streamgen.cli.benchmark.ops import CONTEXT, StepShape, measure_ops
+
+    options = EngineOptions(model=str(model_or_demo(arguments.model)), **chosen(arguments, ENGINE_FIELDS))
+    threads = str(options.threads or available_threads())
+    peak = None if util.find_spec("torch") is None else _child("matmul", threads)["gflops"]
+    decodes = [StepShape(f"decode, {n} sequences", n, 1, CONTEXT) for n in BATCHES]
+    shapes = [*decodes, StepShape(f"prefill, {PREFILL_TOKENS} tokens", 1, PREFILL_TOKENS, 0)]
+    if peak is not None:
+        print(f"torch's bf16 product, the arithmetic limit named below: {peak:.0f} GFLOP/s")
+    for table in measure_ops(options, shapes, peak=peak):
+        print("\n".join(table.lines()), flush=True)
 
 
 class Round(Struct, frozen=True):
