@@ -264,7 +264,7 @@ void bind_matrix_kernels(nb::module_& m) {
       "kernel_quantize",
       [](const std::string& isa, uint64_t x, int64_t x_stride, uint64_t out, int64_t out_stride, int rows, int width) {
         const Kernels& kernels = kernels_named(isa);
-        kernels.quantize({at<float>(x), x_stride, at<ActivationBlock>(out), out_stride, width}, 0, rows);
+        kernels.convert({at<float>(x), x_stride, at<void>(out), out_stride, width, DType::INT8}, 0, rows);
       },
       "isa"_a, "x"_a, "x_stride"_a, "out"_a, "out_stride"_a, "rows"_a, "width"_a,
       "Rows of floats as activation blocks (ActivationBlock in csrc/cpu/kernels.h).");

@@ -41,6 +41,21 @@ void rms_norm(const RmsNormArgs& a, int64_t begin, int64_t end) {
   }
 }
 
+void convert(const ConvertArgs& a, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; row++) {
+    const float* x = a.x + row * a.x_stride;
+    if (a.dtype == DType::INT8) {
+      auto* out = static_cast<ActivationBlock*>(a.out) + row * a.out_stride;
+      quantize_row(a.width, out, [&](int i) { return load(x + i); });
+      continue;
+    }
+    for (int i = 0; i < a.width; i += 16) {
+      const int lanes = lanes_left(a.width, i);
+      store_operand(a.out, a.dtype, row * a.out_stride + i, load_lanes(x + i, lanes), lanes);
+    }
+  }
+}
+
 void embed_f32(const float* column, int width, float scale, float* out) {
   for (int i = 0; i < width; i++) out[i] = column[int64_t(i) * 16] * scale;
 }

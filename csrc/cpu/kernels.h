@@ -33,13 +33,14 @@ struct ActivationBlock {
 };
 static_assert(sizeof(ActivationBlock) == 64);
 
-// out[r] = x[r] as activation blocks.  Item: one row.
-struct QuantizeArgs {
+// out[r] = x[r] as an operand.  Item: one row.
+struct ConvertArgs {
   const float* x;
   int64_t x_stride;
-  ActivationBlock* out;
-  int64_t out_stride;  // blocks
-  int32_t width;       // a multiple of 32
+  void* out;           // f32 | bf16, or activation blocks where dtype is INT8
+  int64_t out_stride;  // elements, or blocks
+  int32_t width;       // a multiple of 32 for blocks
+  DType dtype;         // of out
 };
 
 // out[r, n] (+)= sum_k x[r, k] * w[n, k] + bias[n].
@@ -149,7 +150,7 @@ struct Kernels {
   int64_t (*linear_items)(const LinearArgs&);
   void (*linear)(const LinearArgs&, int64_t begin, int64_t end);
   void (*rms_norm)(const RmsNormArgs&, int64_t begin, int64_t end);
-  void (*quantize)(const QuantizeArgs&, int64_t begin, int64_t end);
+  void (*convert)(const ConvertArgs&, int64_t begin, int64_t end);
   void (*embed)(const EmbedArgs&, int64_t begin, int64_t end);
   void (*rope)(const RopeArgs&, int64_t begin, int64_t end);
   void (*gated_mul)(const GatedMulArgs&, int64_t begin, int64_t end);

@@ -28,7 +28,7 @@ bool is_row_local(const Op& op) {
 // Writes an operand and nothing else, so that it may be done several times.
 bool makes_operand(const Op& op) {
   return std::holds_alternative<RmsNormOp>(op) || std::holds_alternative<GatedMulOp>(op) ||
-         std::holds_alternative<QuantizeOp>(op);
+         std::holds_alternative<ConvertOp>(op);
 }
 
 int64_t rounded_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
@@ -101,10 +101,9 @@ void Program::add(const Op& op) {
   if (attend != nullptr) push(StoreOp{static_cast<int32_t>(ops_.size()) + 1});
   push(op);
   if (attend != nullptr && buffer(attend->out).forms.quantized) {
-    if (buffer(attend->out).forms.dense) throw std::invalid_argument("attention: its output in one form only");
     Rows& floats = buffers_[static_cast<size_t>(attend->out.buffer)].floats;
     floats.stride = rounded_up(int64_t(attend->out.width) * 4, 64);
-    push(QuantizeOp{attend->out});
+    push(ConvertOp{attend->out});
   }
   ++added_;
 }
@@ -123,7 +122,7 @@ bool Program::feeds_linear(const Stage& stage) const {
     const auto reads = [&](View v) { return v.buffer == linear->out.buffer; };
     if (const auto* norm = std::get_if<RmsNormOp>(&op)) return !reads(norm->x);
     if (const auto* product = std::get_if<GatedMulOp>(&op)) return !reads(product->gate) && !reads(product->up);
-    if (const auto* quantize = std::get_if<QuantizeOp>(&op)) return !reads(quantize->x);
+    if (const auto* convert = std::get_if<ConvertOp>(&op)) return !reads(convert->x);
     return false;
   });
 }
@@ -368,9 +367,10 @@ void Program::run_rows(const Op& op, int64_t begin, int64_t end, int own) {
                    kernels_.store_kv(attend_args(std::get<AttendOp>(ops_[static_cast<size_t>(o.attend)])), begin, end);
                  },
                  [&](const GatedMulOp& o) { run_gated_mul(o, begin, end, own); },
-                 [&](const QuantizeOp& o) {
-                   kernels_.quantize({stream(o.x), stride(o.x), quantized(o.x, own), quantized_stride(o.x), o.x.width},
-                                     begin, end);
+                 [&](const ConvertOp& o) {
+                   for_forms(o.x, own, [&](void* out, int64_t out_stride, DType dtype) {
+                     kernels_.convert({stream(o.x), stride(o.x), out, out_stride, o.x.width, dtype}, begin, end);
+                   });
                  },
                  [](const LinearOp&) {},
                  [](const AttendOp&) {},

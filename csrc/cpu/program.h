@@ -53,7 +53,7 @@ struct LinearOp {
   const float* bias;
   bool accumulate;
 };
-struct QuantizeOp {  // what attention wrote as floats becomes activation blocks
+struct ConvertOp {  // what attention wrote as floats becomes an operand, where that has activation blocks
   View x;
 };
 struct RopeOp {
@@ -72,7 +72,7 @@ struct GatedMulOp {
   View gate, up, out;
   Activation activation;
 };
-using Op = std::variant<EmbedOp, RmsNormOp, LinearOp, RopeOp, StoreOp, AttendOp, GatedMulOp, QuantizeOp>;
+using Op = std::variant<EmbedOp, RmsNormOp, LinearOp, RopeOp, StoreOp, AttendOp, GatedMulOp, ConvertOp>;
 
 // What holds a buffer's rows. An operand is there in every form that an op reads.
 struct BufferForms {

@@ -52,12 +52,5 @@ SG_INLINE void quantize_row(int width, ActivationBlock* to, F values) {
   memcpy(static_cast<void*>(to), last, sizeof(ActivationBlock) * size_t((width - i) / 32));
 }
 
-void quantize(const QuantizeArgs& a, int64_t begin, int64_t end) {
-  for (int64_t row = begin; row < end; row++) {
-    const float* x = a.x + row * a.x_stride;
-    quantize_row(a.width, a.out + row * a.out_stride, [&](int i) { return load(x + i); });
-  }
-}
-
 }  // namespace
 }  // namespace sg

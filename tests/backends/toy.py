@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from streamgen.models.program import Program
+    from streamgen.quantization.base import Packing
 
 PAGE_SIZE = 16
 
@@ -114,6 +115,7 @@ class ToyModel:
         max_rows: int = 256,
         page_size: int = PAGE_SIZE,
         threads: int = 2,
+        packings: Mapping[str, Packing] | None = None,
     ) -> None:
         pages_each = -(-max_context // page_size)
         options = LoadOptions(
@@ -123,6 +125,7 @@ class ToyModel:
             page_size=page_size,
             max_context=max_context,
             threads=threads,
+            packings=packings or {},
         )
         self.vocab = program.vocab_size
         self.bytes_seen: list[int] = []
