@@ -1,4 +1,4 @@
-"""Our engine beside others: same files, same prompts, same threads, in turns. Writes docs/benchmarks/NAME.{json,md} and plots.
+"""Our engine beside others: same files, prompts and threads, in turns. Writes docs/benchmarks/NAME.{json,md} and plots.
 
     python benchmarks/peers.py [--model demo,135m-bf16] [--works decode-1,burst] [--rounds 3] [--peers llama.cpp,...]
                                [--peer-root DIR] [--name peers] [--fresh]
@@ -13,6 +13,7 @@ import argparse
 import os
 import platform
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -22,21 +23,18 @@ from typing import Any
 
 import msgspec
 from peersuite.adapters.base import Engine, Setting
-from peersuite.adapters.llama_cpp import LlamaCpp
-from peersuite.adapters.openvino import OpenVino
 from peersuite.adapters.ours import Ours
-from peersuite.adapters.transformers import Transformers
-from peersuite.models import NAMES, MissingModel, Model, Tools, find_model
+from peersuite.models import NAMES, MissingModel, Model, find_model
 from peersuite.plots import plots_of
-from peersuite.report import OURS, Report, line_of
-from peersuite.rounds import Quiet, measure
-from peersuite.works import DEFAULT_WORKS, make_work
+from peersuite.report import Line, Report, line_of
+from peersuite.rounds import Manner, measure
+from peersuite.tools import PEERS_VARIABLE, find_tools, known_peers
+from peersuite.works import DEFAULT_WORKS, Work, make_work
 
 from streamgen.cli.machine import affinity_cpus, cpu_model
 from streamgen.execution.threads import available_threads
 
 ROOT = Path(__file__).parents[1]
-PEERS_VARIABLE = "STREAMGEN_PEERS"
 DEFAULT_PEERS = ("llama.cpp", "openvino-genai")
 VERSIONS = ("numpy", "torch")
 
@@ -54,45 +52,57 @@ def parse() -> argparse.Namespace:
     add("--option", action="append", default=[], metavar="NAME=VALUE", help="of our Engine; VALUE is JSON, or text")
     add("--name", default="peers", help="of the report; default %(default)s")
     add("--fresh", action="store_true", help="forget the lines of the report that is there")
+    add(
+        "--most-others",
+        type=float,
+        default=0.15,
+        metavar="CPUS",
+        help="a turn during which others kept more processors busy is tried again, three times at most; default 0.15",
+    )
+    add("--patience", type=float, default=30.0, metavar="SECONDS", help="to wait for quiet before a turn; default 30")
     add("--no-matmul", action="store_true", help="leave out torch's matrix product, 6 seconds of a round")
     return parser.parse_args()
 
 
 def main() -> int:
     """Measure line by line; the report is written after each."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what runs below is ended too
     arguments = parse()
     named = os.environ.get(PEERS_VARIABLE)
     root = arguments.peer_root or (Path(named) if named else None)
     options = dict(_parse_option(text) for text in arguments.option)
     setting = Setting(threads=arguments.threads, root=root.absolute() if root else None, options=options)
-    engines = find_engines(setting, arguments.peers.split(","))
-    report = open_report(arguments, engines)
-    for name in arguments.model.split(","):
-        try:
+    try:
+        engines = find_engines(setting, arguments.peers.split(","))
+        works = arguments.works.split(",")
+        for name in works:
+            make_work(name, vocab=1024)  # a name that is wrong is known before anything is measured
+        report = open_report(arguments, engines)
+        for name in arguments.model.split(","):
             model = find_model(name, find_tools(setting))
-        except MissingModel as error:
-            print(error, file=sys.stderr)
-            return 1
-        for work_name in arguments.works.split(","):
-            measure_line(report, model, work_name, engines, arguments, options)
-            write(report, arguments.name)
+            for work in works:
+                report.add(measure_line(model, make_work(work, model.vocab), engines, arguments, options))
+                write(report, arguments.name)
+    except (MissingModel, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
     return 0
 
 
 def measure_line(
-    report: Report,
-    model: Model,
-    work_name: str,
-    engines: list[Engine],
-    arguments: argparse.Namespace,
-    options: dict[str, Any],
-) -> None:
-    """One work on one model, into the report."""
-    work = make_work(work_name, model.vocab)
+    model: Model, work: Work, engines: list[Engine], arguments: argparse.Namespace, options: dict[str, Any]
+) -> Line:
+    """One work on one model."""
     print(f"{model.name}, {work.name}", file=sys.stderr, flush=True)
-    quiet = Quiet(threads=arguments.threads, matmul=not arguments.no_matmul and work.kind in ("prefill", "decode"))
-    measured = measure(work, model, engines, arguments.rounds, quiet)
-    line = line_of(
+    manner = Manner(
+        threads=arguments.threads,
+        rounds=arguments.rounds,
+        matmul=not arguments.no_matmul and work.kind in ("prefill", "decode"),
+        most_others=arguments.most_others,
+        patience=arguments.patience,
+    )
+    measured = measure(work, model, engines, manner)
+    return line_of(
         work,
         model,
         options={**model.options, **options},
@@ -103,34 +113,21 @@ def measure_line(
         machines=measured.machines,
         missing=measured.missing,
     )
-    report.add(line)
 
 
-def find_engines(setting: Setting, peers: list[str]) -> list[Engine]:
+def find_engines(setting: Setting, wanted: list[str]) -> list[Engine]:
     """Ours, and the peers that are named and installed."""
-    known: list[Engine] = [LlamaCpp(setting), OpenVino(setting), Transformers(setting)]
-    names = [engine.name for engine in known]
-    unknown = [peer for peer in peers if peer and peer not in names]
-    if unknown:
-        raise SystemExit(f"--peers: expected some of {', '.join(names)}, got {', '.join(unknown)}")
+    peers = {engine.name: engine for engine in known_peers(setting)}
+    if unknown := sorted({name for name in wanted if name} - set(peers)):
+        raise ValueError(f"--peers: expected some of {', '.join(peers)}, got {', '.join(unknown)}")
     engines: list[Engine] = [Ours(setting)]
-    for engine in known:
-        if engine.name not in peers:
-            continue
-        reason = engine.unavailable()
-        if reason is None:
-            engines.append(engine)
-        else:
-            print(f"without {engine.name}: {reason}", file=sys.stderr)
+    for name in wanted:
+        reason = peers[name].unavailable() if name else None
+        if reason is not None:
+            print(f"without {name}: {reason}", file=sys.stderr)
+        elif name:
+            engines.append(peers[name])
     return engines
-
-
-def find_tools(setting: Setting) -> Tools:
-    """Peers' programs that make files of other formats."""
-    folder, python = LlamaCpp(setting).folder, OpenVino(setting).python
-    return Tools(
-        quantize=folder / "llama-quantize" if folder else None, openvino_python=Path(python) if python else None
-    )
 
 
 def open_report(arguments: argparse.Namespace, engines: list[Engine]) -> Report:
@@ -195,5 +192,4 @@ def _version(package: str) -> str:
 
 
 if __name__ == "__main__":
-    assert OURS == Ours.name
     raise SystemExit(main())

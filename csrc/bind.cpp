@@ -9,6 +9,9 @@
 #include <nanobind/stl/vector.h>
 #include <unistd.h>
 
+#include <cmath>
+
+#include "cpu/attend_plan.h"
 #include "cpu/bandwidth.h"
 #include "cpu/gguf_blocks.h"
 #include "cpu/kernels.h"
@@ -115,14 +118,14 @@ void bind_program(nb::module_& m) {
   nb::class_<Program>(m, "Program", "A model's ops over buffers; see csrc/cpu/program.h.")
       .def(
           "__init__",
-          [](Program* self, Pool& pool, const std::string& isa, int dtype, int max_rows, int head_rows, int num_layers,
-             int num_kv_heads, int head_dim, int page_size, int num_pages, int vocab) {
-            const ProgramSizes sizes{DType(dtype), max_rows,  head_rows, num_layers, num_kv_heads,
-                                     head_dim,     page_size, num_pages, vocab};
+          [](Program* self, Pool& pool, const std::string& isa, int dtype, int kv_dtype, int max_rows, int head_rows,
+             int num_layers, int num_kv_heads, int head_dim, int page_size, int num_pages, int vocab) {
+            const ProgramSizes sizes{DType(dtype), DType(kv_dtype), max_rows,  head_rows, num_layers,
+                                     num_kv_heads, head_dim,        page_size, num_pages, vocab};
             new (self) Program(pool, *select_kernels(isa.c_str()), sizes);
           },
-          nb::keep_alive<1, 2>(), "pool"_a, "isa"_a, "dtype"_a, "max_rows"_a, "head_rows"_a, "num_layers"_a,
-          "num_kv_heads"_a, "head_dim"_a, "page_size"_a, "num_pages"_a, "vocab"_a)
+          nb::keep_alive<1, 2>(), "pool"_a, "isa"_a, "dtype"_a, "kv_dtype"_a, "max_rows"_a, "head_rows"_a,
+          "num_layers"_a, "num_kv_heads"_a, "head_dim"_a, "page_size"_a, "num_pages"_a, "vocab"_a)
       .def(
           "add_buffer",
           [](Program& self, int width, bool stream, bool dense, bool quantized, bool head_only) {
@@ -380,14 +383,20 @@ struct BatchRows {
   Batch batch;
 };
 
-// Store the keys and values of every row, then attend.
-void attend_once(Pool& pool, const Kernels& kernels, const AttendArgs& a) {
+// Store the keys and values of every row unless attention does, then attend.
+void attend_once(Pool& pool, const Kernels& kernels, AttendArgs a) {
   std::vector<std::vector<char>> scratch(static_cast<size_t>(pool.size()),
                                          std::vector<char>(static_cast<size_t>(kernels.attend_scratch(a))));
+  const int64_t units = a.plan->num_ahead > 0 ? AttendPlanner::kUnits * a.num_heads : 0;
+  std::vector<float> partials(static_cast<size_t>(units * kernels.attend_state(a)), std::nanf(""));
+  a.partials = partials.data();
   pool.run([&](int worker) {
-    pool.share(worker, a.batch->num_rows, 1, [&](int64_t begin, int64_t end) { kernels.store_kv(a, begin, end); });
+    if (!a.fused)
+      pool.share(worker, a.batch->num_rows, 1, [&](int64_t begin, int64_t end) { kernels.store_kv(a, begin, end); });
     void* own = scratch[static_cast<size_t>(worker)].data();
-    pool.share(worker, kernels.attend_items(a), 1,
+    pool.share(worker, int64_t(a.plan->num_ahead) * a.num_kv_heads, 1,
+               [&](int64_t begin, int64_t end) { kernels.attend_ahead(a, begin, end, own); });
+    pool.share(worker, int64_t(a.plan->num_tiles) * a.num_kv_heads, 1,
                [&](int64_t begin, int64_t end) { kernels.attend(a, begin, end, own); });
   });
 }
@@ -424,24 +433,32 @@ void bind_attention_and_sampler(nb::module_& m) {
          int64_t k_stride, int64_t v_stride, uint64_t out, int64_t out_stride, uint64_t k_pages, uint64_t v_pages,
          int num_heads, int num_kv_heads, int head_dim, int page_size, int window, float scale, float softcap,
          int num_seqs, uint64_t slots, uint64_t starts, uint64_t counts, uint64_t page_tables,
-         int64_t page_table_stride) {
+         int64_t page_table_stride, int kv_dtype, int out_dtype, uint64_t cos, uint64_t sin, int rotary_dim, bool fused,
+         int workers, int shared_tokens) {
         const BatchRows rows(num_seqs, at<int32_t>(slots), at<int32_t>(starts), at<int32_t>(counts),
                              at<int32_t>(page_tables), page_table_stride);
-        const int64_t page_stride = num_kv_heads * tile_size(page_size, head_dim);
-        const AttendArgs a{at<float>(q), at<float>(k),  at<float>(v), q_stride,          k_stride,
-                           v_stride,     at<void>(out), out_stride,   at<void>(k_pages), at<void>(v_pages),
-                           page_stride,  num_heads,     num_kv_heads, head_dim,          page_size,
-                           window,       scale,         softcap,      DType(dtype),      DType(dtype),
-                           &rows.batch};
+        AttendPlanner planner(
+            {num_heads, num_kv_heads, page_size, window, workers, rows.batch.num_rows, shared_tokens});
+        const AttendPlan plan = planner.plan(rows.batch);
+        const int64_t page_stride = num_kv_heads * tile_bytes(DType(kv_dtype), page_size, head_dim);
+        const AttendArgs a{at<float>(q),     at<float>(k),  at<float>(v), q_stride,          k_stride,
+                           v_stride,         at<void>(out), out_stride,   at<void>(k_pages), at<void>(v_pages),
+                           page_stride,      num_heads,     num_kv_heads, head_dim,          page_size,
+                           window,           scale,         softcap,      DType(dtype),      DType(kv_dtype),
+                           DType(out_dtype), &rows.batch,   &plan,        nullptr,           at<float>(cos),
+                           at<float>(sin),   rotary_dim,    fused};
         const Kernels* kernels = select_kernels(isa.c_str());
         nb::gil_scoped_release release;
         attend_once(pool, *kernels, a);
+        return std::make_tuple(plan.num_tiles, plan.num_ahead);
       },
       "pool"_a, "isa"_a, "dtype"_a, "q"_a, "k"_a, "v"_a, "q_stride"_a, "k_stride"_a, "v_stride"_a, "out"_a,
       "out_stride"_a, "k_pages"_a, "v_pages"_a, "num_heads"_a, "num_kv_heads"_a, "head_dim"_a, "page_size"_a,
       "window"_a, "scale"_a, "softcap"_a, "num_seqs"_a, "slots"_a, "starts"_a, "counts"_a, "page_tables"_a,
-      "page_table_stride"_a,
-      "Store a batch's keys and values in their pages, then attend: AttendArgs and Batch in csrc/cpu/kernels.h.");
+      "page_table_stride"_a, "kv_dtype"_a, "out_dtype"_a, "cos"_a = 0, "sin"_a = 0, "rotary_dim"_a = 0,
+      "fused"_a = false, "workers"_a = 1, "shared_tokens"_a = 0,
+      "Store a batch's keys and values in their pages, then attend: AttendArgs and Batch in csrc/cpu.\n"
+      "Returns how many tiles there were, and how many pieces of work went ahead of them.");
   m.def(
       "kernel_sample",
       [](const std::string& isa, uint64_t rows, int64_t num_rows, uint64_t logits, int64_t logits_stride,

@@ -12,7 +12,7 @@ from streamgen.cli.benchmark.engine import Clocked, steady_rate
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from peersuite.works import Work
+    from .works import Work
 
 NUM_QUANTILES = 100
 

@@ -11,13 +11,15 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from msgspec import Struct
-from numpy.typing import NDArray
 
 from streamgen.hub import demo_model_path
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 SEED = 20240607
 MAX_CONTEXT = 8192

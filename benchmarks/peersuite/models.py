@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from peersuite.generate import GGUF_FILE, SHAPE_1B, SHAPE_135M, Shape, generate
 from streamgen.checkpoints.open import open_checkpoint
 from streamgen.hub import cache_folder, demo_model_path
+
+from .generate import GGUF_FILE, SHAPE_1B, SHAPE_135M, Shape, generate
 
 if TYPE_CHECKING:
     from collections.abc import Callable

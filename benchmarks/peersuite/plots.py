@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from peersuite.figures import RATE, STEADY
-from peersuite.report import Line, Report, latencies
+from .figures import RATE, STEADY
+from .report import Line, Report, latencies
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -102,7 +102,7 @@ def _draw_curve(curve: Curve, at: Callable[[Point], Point]) -> list[str]:
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         dash = ' stroke-dasharray="5 4"' if curve.dashed else ""
         parts.append(f'<polyline points="{path}" fill="none" stroke="{curve.colour}" stroke-width="1.5"{dash}/>')
-    if curve.dots or len(places) <= 12 and not curve.dashed:
+    if curve.dots or (len(places) <= 12 and not curve.dashed):
         parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{curve.colour}"/>' for x, y in places]
     for (x, y), label in zip(places, curve.labels, strict=False):
         parts.append(_text(x + 5, y - 4, label, size=9, colour=curve.colour))

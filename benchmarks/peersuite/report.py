@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from peersuite.figures import BETWEEN_P50, FIGURES, RATE, STEADY, Figure
-from peersuite.rounds import Machine, Turn
+from .figures import BETWEEN_P50, FIGURES, RATE, STEADY, Figure
+from .rounds import Machine, Turn  # noqa: TC001  # read when a report is decoded
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from peersuite.models import Model
-    from peersuite.works import Work
+    from .models import Model
+    from .works import Work
 
 OURS = "streamgen"
 
@@ -151,9 +151,9 @@ class Report(Struct, kw_only=True):
 
 _EXPLAINED = """\
 Median of the rounds, least and most in brackets. *ours / best*: our figure through the best other engine's of the same
-round, median; the best is in bold. *Share of limit*: of torch's bfloat16 product of 4096 squares (prefill, layers' weights
-only), of read bandwidth (decode of one sequence, bytes as the file holds them). *Others' cpu*: processors kept busy by
-others than the engine, most of all its turns."""
+round, median; that engine is in bold. *Share of limit*: of torch's bfloat16 product of 4096 squares (prefill, layers'
+weights only), of read bandwidth (decode of one sequence, bytes as the file holds them). *Others' cpu*: processors kept
+busy by others than the engine of a turn, the most of all turns."""
 
 
 def _row(line: Line, figure: Figure, engines: list[str]) -> str:

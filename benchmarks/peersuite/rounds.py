@@ -19,17 +19,20 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 import streamgen._cpu as _cpu
-from peersuite.adapters.base import Engine, Unable
-from peersuite.figures import BUSY, FIGURES, QUIET, SHARE, STEADY, Incomplete, Outcome
-from peersuite.works import Work, make_work
+
+from .adapters.base import Engine, Unable
+from .figures import BUSY, FIGURES, QUIET, SHARE, STEADY, Incomplete, Outcome
+from .works import Work, make_work
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from peersuite.models import Model
+    from .models import Model
 
 BANDWIDTH_BYTES = 512 << 20
 BANDWIDTH_SECONDS = 0.5
+ATTEMPTS = 3  # at a turn that others disturb
+GLANCE_SECONDS = 0.4
 _BUSY = "while True: pass"
 _STAT = Path("/proc/stat")
 
@@ -65,32 +68,68 @@ class Measured(Struct, kw_only=True):
     missing: dict[str, str]
 
 
-class Quiet(Struct, frozen=True, kw_only=True):
-    """How to measure the machine."""
+class Manner(Struct, frozen=True, kw_only=True):
+    """How a line is measured.
+
+    matmul        whether torch's product is measured too
+    most_others   processors that others may keep busy during a turn before it is tried again
+    patience      seconds to wait for others to leave the processors alone before a turn
+    """
 
     threads: int
+    rounds: int
     matmul: bool
+    most_others: float
+    patience: float = 30.0
 
 
-def measure(work: Work, model: Model, engines: Sequence[Engine], num_rounds: int, quiet: Quiet) -> Measured:
+def measure(work: Work, model: Model, engines: Sequence[Engine], manner: Manner) -> Measured:
     """All rounds of a work."""
     measured = Measured(turns=[], machines=[], missing={})
-    for number in range(num_rounds):
-        measured.machines.append(measure_machine(quiet))
+    for number in range(manner.rounds):
+        wait_until_quiet(manner)
+        measured.machines.append(measure_machine(manner))
         first = number % len(engines)
         for engine in [*engines[first:], *engines[:first]]:
-            if engine.name in measured.missing:
-                continue
-            try:
-                turn = take_turn(engine, work, model, number)
-            except (Unable, Incomplete, subprocess.TimeoutExpired) as error:
-                measured.missing[engine.name] = str(error)
-                measured.turns = [turn for turn in measured.turns if turn.engine != engine.name]
-                print(f"  {engine.name}: {error}", file=sys.stderr, flush=True)
-                continue
-            measured.turns.append(turn)
-            print(f"  {describe(turn, work)}", file=sys.stderr, flush=True)
+            if engine.name not in measured.missing:
+                _measure_turn(measured, engine, work, model, number, manner)
     return measured
+
+
+def _measure_turn(measured: Measured, engine: Engine, work: Work, model: Model, number: int, manner: Manner) -> None:
+    """A turn into `measured`; an engine that fails is out, with what it did before."""
+    try:
+        turn = quiet_turn(engine, work, model, number, manner)
+    except (Unable, Incomplete, subprocess.TimeoutExpired) as error:
+        measured.missing[engine.name] = str(error)
+        measured.turns = [turn for turn in measured.turns if turn.engine != engine.name]
+        print(f"  {engine.name}: {error}", file=sys.stderr, flush=True)
+    else:
+        measured.turns.append(turn)
+        print(f"  {describe(turn, work)}", file=sys.stderr, flush=True)
+
+
+def quiet_turn(engine: Engine, work: Work, model: Model, number: int, manner: Manner) -> Turn:
+    """The first turn that others hardly disturbed, else the least disturbed of some."""
+    tried: list[Turn] = []
+    for _ in range(ATTEMPTS):
+        wait_until_quiet(manner)
+        turn = take_turn(engine, work, model, number)
+        if turn.others is None or turn.others <= manner.most_others:
+            return turn
+        tried.append(turn)
+        print(f"  disturbed: {describe(turn, work)}", file=sys.stderr, flush=True)
+    return min(tried, key=lambda turn: turn.others or 0.0)
+
+
+def wait_until_quiet(manner: Manner) -> None:
+    """Until others leave the processors alone for a moment, but not for ever."""
+    for _ in range(int(manner.patience / GLANCE_SECONDS)):
+        before = _Usage.now()
+        time.sleep(GLANCE_SECONDS)
+        others = before.others_until(_Usage.now())
+        if others is None or others <= manner.most_others:
+            return
 
 
 def describe(turn: Turn, work: Work) -> str:
@@ -135,10 +174,10 @@ def _busy_process() -> Iterator[None]:
         process.wait()
 
 
-def measure_machine(quiet: Quiet) -> Machine:
+def measure_machine(manner: Manner) -> Machine:
     """Memory and arithmetic, as they are now."""
-    bandwidth = _cpu.read_bandwidth(quiet.threads, BANDWIDTH_BYTES, BANDWIDTH_SECONDS)
-    return Machine(bandwidth=bandwidth, matmul=_matmul(quiet.threads) if quiet.matmul else None)
+    bandwidth = _cpu.read_bandwidth(manner.threads, BANDWIDTH_BYTES, BANDWIDTH_SECONDS)
+    return Machine(bandwidth=bandwidth, matmul=_matmul(manner.threads) if manner.matmul else None)
 
 
 def _matmul(threads: int) -> float | None:

@@ -35,7 +35,9 @@ async def post(port: int, path: str, body: dict[str, Any]) -> Events:
         await writer.drain()
         status = await reader.readline()
         if b" 200 " not in status:
-            raise Refused(f"{path}: {status.decode().strip()}: {(await reader.read(2000)).decode(errors='replace')}")
+            answer = (await reader.read(4000)).decode(errors="replace")
+            why = answer.rpartition("\r\n\r\n")[2].strip()
+            raise Refused(f"{path}: {status.decode().strip()}: {why}")
         events = Events([], [])
         while line := await reader.readline():
             if line.startswith(b"data: "):

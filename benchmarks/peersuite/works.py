@@ -64,11 +64,12 @@ def make_work(name: str, vocab: int) -> Work:
         ValueError: there is none of that name.
     """
     kind, _, number = name.partition("-")
-    if kind not in KINDS or number and (kind not in ("prefill", "decode") or not number.isdecimal()):
+    if kind not in KINDS or (number and (kind not in ("prefill", "decode") or not number.isdecimal())):
         raise ValueError(f"work: expected prefill-N, decode-N, burst, poisson, start or foreign, got {name!r}")
     if kind in ("prefill", "decode") and not (number and 1 <= int(number) <= 65536):
         raise ValueError(f"work: expected a number of 1..65536 after {kind}-, got {name!r}")
     draw = random.Random(f"{SEED} {kind}")
+    requests: tuple[Request, ...]
     match kind:
         case "prefill":
             requests = (_request(draw, vocab, int(number), 1),)

@@ -6,24 +6,30 @@
 //
 //   float32   K [D][P]             V [P][D]
 //   bfloat16  K [D/2][P][2]        V [P/2][D][2]      for P == 1:  K [D]  V [D]
+//   INT8      K [D][P]             V [P][D]           then the P scales of its tokens, float32, 4-byte aligned
 //
 // so that 16 tokens are 16 lanes of a dot product over D, and 16 dimensions are 16 lanes of the product with V.
 #pragma once
 #include <cstdint>
 
+#include "common/dtypes.h"
+
 namespace sg {
 
-// Elements of one tile. Offsets may pass 2^31, hence int64_t.
-inline constexpr int64_t tile_size(int page_size, int head_dim) { return int64_t(page_size) * head_dim; }
+// Bytes of a tile's elements, without what follows them. Offsets may pass 2^31, hence int64_t.
+inline constexpr int64_t tile_elements_bytes(DType kv_dtype, int page_size, int head_dim) {
+  const int64_t elements = int64_t(page_size) * head_dim;
+  return kv_dtype == DType::INT8 ? (elements + 3) / 4 * 4 : elements * operand_bytes(kv_dtype);
+}
 
-// From the K (or V) tile of page 0 and head 0 of a layer; page_stride: elements from a page to the next.
-inline constexpr int64_t tile_offset(int64_t page, int64_t page_stride, int head, int page_size, int head_dim) {
-  return page * page_stride + head * tile_size(page_size, head_dim);
+// Bytes of one tile: page_size tokens of one head, keys or values.
+inline constexpr int64_t tile_bytes(DType kv_dtype, int page_size, int head_dim) {
+  return tile_elements_bytes(kv_dtype, page_size, head_dim) + (kv_dtype == DType::INT8 ? int64_t(page_size) * 4 : 0);
 }
 
 // Element index within a tile of (token slot s, dimension d).
-inline constexpr int64_t k_index_f32(int s, int d, int page_size) { return int64_t(d) * page_size + s; }
-inline constexpr int64_t v_index_f32(int s, int d, int head_dim) { return int64_t(s) * head_dim + d; }
+inline constexpr int64_t k_index_plain(int s, int d, int page_size) { return int64_t(d) * page_size + s; }
+inline constexpr int64_t v_index_plain(int s, int d, int head_dim) { return int64_t(s) * head_dim + d; }
 inline constexpr int64_t k_index_bf16(int s, int d, int page_size) {
   return (int64_t(d / 2) * page_size + s) * 2 + d % 2;
 }

@@ -1,448 +1,292 @@
-// Attention over pages: attending to all pages of each sequence. Included by every unit after its simd header; writing
-// keys and values is in kv_store.inl, the layouts are those of common/paging.h.
+// Attention over pages: rows attend to all pages of their sequences. Included by every unit after its simd header;
+// writing keys and values is in kv_store.inl, blocks of pages in attend_pages.inl, their arithmetic in
+// attend_block.inl, the layouts are those of common/paging.h, and attend_plan.cpp cuts a step into items.
 //
-// An item's rows are the queries of up to 16 positions (a tile, aligned to absolute multiples of 16) and of all query
-// heads that share one key-value head, so that a page is read once for the whole group. Keys are turned into scores
-// with tokens as lanes, values are summed with dimensions as lanes; no reduction is horizontal but a row's maximum.
+// An item's rows are the queries of a tile (attend.h) and of all query heads that share one key-value head, so that a
+// page is read once for the whole group; ahead of the tiles, also the rows of several sequences over pages that they
+// have in common.
 //
 // The arithmetic of a row depends on its query and its own pages alone, so a prompt's chunk and a decode give the same
-// bits:
-//   - blocks of 64 tokens, at absolute multiples of 64, in order: a running maximum, then o = o * alpha + p V, and each
+// bits, whatever goes ahead with whom:
+//   - blocks of 128 tokens, at absolute multiples of 128, in order: a running maximum, then o = o * alpha + p V, and
+//   each
 //     element of o is one chain of multiply-adds over the tokens;
 //   - every 512 tokens, at absolute multiples of 512, a fresh running state, merged into the row's total in order;
 //   - a token that a row does not see gets probability exactly 0, which changes neither sums nor maxima. So it does not
-//     matter which other rows made the tile visit its page.
+//     matter which other rows made the item visit its page.
 // In bf16, queries and probabilities are rounded for the products; the sum of probabilities is of the unrounded ones.
+// Of 8-bit pages, codes take part in the products; a key's scale meets the score, a value's its probability.
 //
-// NOTE: 0 * NaN is NaN, so a value that no row sees must be finite wherever a tile multiplies it. Slots after the
-// tile's last token are skipped, except the odd partner of an even last one in bf16, which store_kv zeroes.
-#include "common/paging.h"
-#include "cpu/kernels.h"
-#include "cpu/kv_store.inl"
+// NOTE: 0 * NaN is NaN, so a value that no row sees must be finite wherever an item multiplies it. Slots after the
+// item's last token are skipped, except the odd partner of an even last one in bf16, which store_kv zeroes.
+#include "cpu/attend_block.inl"
 #include "cpu/lanes.inl"
 
 namespace sg {
 namespace {
 namespace attention {
 
-constexpr int kPage = 16;                                            // tokens of a tile of keys: the lanes of an F16
-constexpr int kBlockPages = 4;                                       // pages between two updates of the running state
-constexpr int kBlock = kPage * kBlockPages;                          // tokens
-constexpr int kSplit = 512;                                          // tokens
-constexpr int kTile = 16;                                            // positions of an item
-constexpr int kRows = kTileSums >= 16 ? 4 : kTileSums >= 6 ? 3 : 2;  // queries at once
-constexpr int kWide =
-    kTileSums / kRows < kBlockPages ? kTileSums / kRows : kBlockPages;  // pages, or vectors of dimensions
-static_assert(kWide >= 1 && kSplit % kBlock == 0);
+// What a worker computes at a time: rows of one key-value head. Row r of a tile is position pos + r / group, query head
+// head * group + r % group.
+template <class In>
+struct Item {
+  Source<In> source;
+  int group, rows;
+  const AttendTile* tile;   // whose rows they are; null for rows of several, which see all that they are given
+  typename In::Element* q;  // see load_queries
+  float* split;             // [rows, state_size]
+  float* total;
 
-SG_INLINE int smaller(int a, int b) { return a < b ? a : b; }
-SG_INLINE int larger_of(int a, int b) { return a > b ? a : b; }
-SG_INLINE int rounded_up(int n, int step) { return (n + step - 1) / step * step; }
-SG_INLINE int lanes_from(int i, int n) { return smaller(16, n - i); }
-constexpr float kNone = -__builtin_inff();
+  const AttendArgs& args() const { return source.a; }
+  int64_t states_of(int count) const { return int64_t(count) * state_size(source.width); }
+};
+
+SG_INLINE int rows_of(const AttendTile& tile, int group) { return tile.positions * group; }
+
+// The states of a tile's rows after `split`, where they go ahead.
+template <class In>
+SG_INLINE float* partial_of(const Item<In>& item, const AttendTile& tile, int split) {
+  const AttendArgs& a = item.args();
+  const int64_t unit = tile.partial + int64_t(split - tile.begin / kAttendSplit) * tile.positions;
+  return a.partials + item.states_of(int(unit) * a.num_heads + item.source.head * rows_of(tile, item.group));
+}
+
+// ---- rows in and out ------------------------------------------------------------------------------------------------
+
+// How many of the item's rows go together: as many as the registers hold, or nearly.
+SG_INLINE int height_of(int rows) {
+  const int turns = (rows + kRows - 1) / kRows;
+  return (rows + turns - 1) / turns;
+}
+
+// The queries of a tile, which are the item's rows from `first` on, to where products take them: R rows that go
+// together lie as [head_dim / W, R, W].
+template <class In>
+void load_queries(const Item<In>& item, const AttendTile& tile, int first) {
+  const AttendArgs& a = item.args();
+  constexpr int W = In::kWidth;
+  const int height = height_of(item.rows);
+  float turned[kMostHeadDim];
+  typename In::Element q[kMostHeadDim];
+  for (int r = 0; r < rows_of(tile, item.group); ++r) {
+    const int row = tile.row + r / item.group, head = item.source.head * item.group + r % item.group;
+    const float* from = a.q + row * a.q_stride + int64_t(head) * a.head_dim;
+    // Two positions ahead: a head is too short a stream for the processor to see it coming.
+    for (int d = 0; d < a.head_dim; d += 16) __builtin_prefetch(from + 2 * a.q_stride + d);
+    convert<In>(q, turned_head(a, row, from, turned), a.head_dim);
+    const int start = (first + r) / height * height, together = smaller(height, item.rows - start);
+    typename In::Element* to = item.q + int64_t(start) * a.head_dim + (first + r - start) * W;
+    for (int d = 0; d < a.head_dim; d += W) memcpy(to + d * together, q + d, W * sizeof *q);
+  }
+}
+
+template <class In>
+void store_outputs(const Item<In>& item, const AttendTile& tile, const float* states) {
+  const AttendArgs& a = item.args();
+  const int width = item.source.width;
+  for (int r = 0; r < item.rows; ++r, states += state_size(width)) {
+    const int row = tile.row + r / item.group, head = item.source.head * item.group + r % item.group;
+    const int64_t at = row * a.out_stride + int64_t(head) * a.head_dim;
+    const F16 factor = set1(1 / reduce_add(load(states + width)));
+    for (int d = 0; d < a.head_dim; d += 16)
+      store_operand(a.out, a.out_dtype, at + d, mul(load(states + d), factor), a.head_dim - d);
+  }
+}
+
+template <class In>
+SG_INLINE void take_tile(Item<In>& item, const AttendTile& tile, int limit) {
+  item.tile = &tile;
+  item.rows = rows_of(tile, item.group);
+  item.source.table = table_of(*item.args().batch, tile.seq);
+  item.source.limit = limit;
+}
 
 // ---- attending ------------------------------------------------------------------------------------------------------
 
-// Pages whose tiles are as the kernel wants them are used in place; others are copied to such tiles block by block.
-SG_INLINE bool in_place(const AttendArgs& a) { return a.page_size == kPage && a.head_dim % 16 == 0; }
-
-// Running state of an item's rows.
-struct State {
-  float* maxima;  // [rows]
-  float* sums;    // [rows, width + 16]: o, unnormalized, then the sum of probabilities as 16 partial sums
-};
-
-// One tile of queries, one key-value head. Row r is position first_pos + r / group, query head head * group + r %
-// group.
 template <class In>
-struct Item {
-  using Element = typename In::Element;
-  const AttendArgs& a;
-  const int32_t* table;
-  int first_row, first_pos, head, group, rows;
-  int width;       // head_dim rounded up to whole vectors
-  Element* q;      // [rows, head_dim]
-  Element* tiles;  // copies of a block's keys, then of its values; null where pages are used in place
-  State split, total;
+SG_INLINE Seen seen_by(const Item<In>& item, const Block<In>& block, int r) {
+  if (item.tile == nullptr) return {0, block.tokens};
+  const int pos = item.tile->pos + r / item.group, window = item.args().window;
+  return {(window > 0 ? larger_of(0, pos - window + 1) : 0) - block.start,
+          smaller(pos + 1 - block.start, block.tokens)};
+}
 
-  int pos_of(int r) const { return first_pos + r / group; }
-  int first_seen(int r) const { return a.window > 0 ? larger_of(0, pos_of(r) - a.window + 1) : 0; }
-  int end() const { return pos_of(rows - 1) + 1; }
-};
-
-// Up to kBlockPages consecutive pages of a block. Tokens from start on; `tokens` of them are the sequence's.
+// Every row takes in one block.
 template <class In>
-struct Block {
-  int start, tokens, pages;
-  const typename In::Element* k[kBlockPages];     // [head_dim / W, 16, W]
-  const typename In::Element* v[kBlockPages];     // [16 / W, width, W]
-  const typename In::Element* next[kBlockPages];  // what is read next: keys of the following block, where it has any
-};
+void attend_rows(const Item<In>& item, const Block<In>& block, float* states) {
+  const AttendArgs& a = item.args();
+  const int height = height_of(item.rows);
+  for (int r = 0; r < item.rows; r += height) {
+    const int count = smaller(height, item.rows - r);
+    Seen seen[kRows];
+    for (int i = 0; i < count; ++i) seen[i] = seen_by(item, block, r + i);
+    attend_block_of<In>(count,
+                        {a, item.q + int64_t(r) * a.head_dim, states + item.states_of(r), seen,
+                         r == 0 ? block.v : block.next_v, item.source.width},
+                        block);
+  }
+}
 
+// Tokens [begin, end) of one split.
 template <class In>
-void copy_token(const Item<In>& item, int position, int s, typename In::Element* k, typename In::Element* v) {
-  using Element = typename In::Element;
-  const AttendArgs& a = item.a;
-  const Place at = place_of(item.table, position, a.page_size);
-  const int64_t tile = tile_offset(at.page, a.page_stride, item.head, a.page_size, a.head_dim);
-  const Element* from_k = static_cast<const Element*>(a.k_pages) + tile;
-  const Element* from_v = static_cast<const Element*>(a.v_pages) + tile;
-  for (int d = 0; d < a.head_dim; ++d) {
-    k[In::k_index(s, d, kPage)] = from_k[In::k_index(at.slot, d, a.page_size)];
-    v[In::v_index(s, d, kPage, item.width)] = from_v[In::v_index(at.slot, d, a.page_size, a.head_dim)];
-  }
-}
-
-template <class In>
-void copy_page(const Item<In>& item, int position, int tokens, typename In::Element* k, typename In::Element* v) {
-  for (int s = 0; s < tokens; ++s) copy_token(item, position + s, s, k, v);
-  if (In::kWidth == 1 || tokens % 2 == 0) return;
-  for (int d = 0; d < item.width; ++d) v[In::v_index(tokens, d, kPage, item.width)] = 0;
-}
-
-template <class In>
-SG_INLINE const typename In::Element* tile_in_place(const Item<In>& item, const void* pages, int position) {
-  const AttendArgs& a = item.a;
-  return static_cast<const typename In::Element*>(pages) +
-         tile_offset(item.table[position / kPage], a.page_stride, item.head, kPage, a.head_dim);
-}
-
-// Pages start / 16 ... of [start, end), which lies in one block.
-template <class In>
-Block<In> load_block(const Item<In>& item, int start, int end) {
-  using Element = typename In::Element;
-  const AttendArgs& a = item.a;
-  Block<In> block;
-  block.start = start;
-  block.tokens = end - start;
-  block.pages = rounded_up(block.tokens, kPage) / kPage;
-  const int64_t k_size = int64_t(kPage) * a.head_dim, v_size = int64_t(kPage) * item.width;
-  for (int i = 0; i < block.pages; ++i) {
-    const int position = start + i * kPage;
-    if (item.tiles == nullptr) {
-      const int following = (start / kBlock + 1) * kBlock + i * kPage;
-      block.k[i] = tile_in_place(item, a.k_pages, position);
-      block.v[i] = tile_in_place(item, a.v_pages, position);
-      block.next[i] = following < item.end() ? tile_in_place(item, a.k_pages, following) : block.v[i];
-    } else {
-      Element* k = item.tiles + i * k_size;
-      Element* v = item.tiles + kBlockPages * k_size + i * v_size;
-      copy_page(item, position, smaller(kPage, end - position), k, v);
-      block.k[i] = k;
-      block.v[i] = block.next[i] = v;
-    }
-  }
-  return block;
-}
-
-// scores[i][16 (page + j) + t] = q[i] . (key t of page + j), for R queries and N pages.
-template <class In, int R, int N>
-SG_INLINE void score_tile(const typename In::Element* q, int head_dim, const Block<In>& block, int page,
-                          float (*scores)[kBlock]) {
-  F16 sums[R][N];
-  SG_UNROLL
-  for (int i = 0; i < R; ++i) {
-    SG_UNROLL
-    for (int j = 0; j < N; ++j) sums[i][j] = zero();
-  }
-  const typename In::Element* k[N];
-  SG_UNROLL
-  for (int j = 0; j < N; ++j) k[j] = block.k[page + j];
-  for (int d = 0; d < head_dim; d += In::kWidth) {
-    typename In::Vector keys[N];
-    SG_UNROLL
-    for (int j = 0; j < N; ++j) {
-      keys[j] = In::lines(k[j] + d * kPage);
-      __builtin_prefetch(block.v[page + j] + d * kPage);  // its values come next; a tile of them is as long
-    }
-    SG_UNROLL
-    for (int i = 0; i < R; ++i) {
-      const typename In::Vector query = In::broadcast(q + i * head_dim + d);
-      SG_UNROLL
-      for (int j = 0; j < N; ++j) sums[i][j] = In::multiply(sums[i][j], query, keys[j]);
-    }
-  }
-  SG_UNROLL
-  for (int i = 0; i < R; ++i) {
-    SG_UNROLL
-    for (int j = 0; j < N; ++j) store(scores[i] + (page + j) * kPage, sums[i][j]);
-  }
-}
-
-// o[i][16 (first + c) + lane] = o * alpha[i] + p[i] V, for R rows and C vectors of dimensions.
-template <class In, int R, int C>
-SG_INLINE void value_tile(const typename In::Element (*p)[kBlock], const float* alpha, const Block<In>& block,
-                          int first, int width, float* o) {
-  const int o_stride = width + 16;
-  F16 sums[R][C];
-  SG_UNROLL
-  for (int i = 0; i < R; ++i) {
-    SG_UNROLL
-    for (int c = 0; c < C; ++c) sums[i][c] = mul(load(o + i * o_stride + (first + c) * 16), set1(alpha[i]));
-  }
-  for (int page = 0; page < block.pages; ++page) {
-    const typename In::Element* v = block.v[page] + first * 16 * In::kWidth;
-    const typename In::Element* next = block.next[page] + first * 16 * In::kWidth;
-    const int tokens = smaller(kPage, block.tokens - page * kPage);
-    for (int t = 0; t < tokens; t += In::kWidth) {
-      typename In::Vector values[C];
-      SG_UNROLL
-      for (int c = 0; c < C; ++c) {
-        values[c] = In::lines(v + t * width + c * 16 * In::kWidth);
-        __builtin_prefetch(next + t * width + c * 16 * In::kWidth);
-      }
-      SG_UNROLL
-      for (int i = 0; i < R; ++i) {
-        const typename In::Vector weight = In::broadcast(p[i] + page * kPage + t);
-        SG_UNROLL
-        for (int c = 0; c < C; ++c) sums[i][c] = In::multiply(sums[i][c], weight, values[c]);
-      }
-    }
-  }
-  SG_UNROLL
-  for (int i = 0; i < R; ++i) {
-    SG_UNROLL
-    for (int c = 0; c < C; ++c) store(o + i * o_stride + (first + c) * 16, sums[i][c]);
-  }
-}
-
-SG_INLINE float exp_of(float x) {
-  float all[16];
-  store(all, exp(set1(x)));
-  return all[0];
-}
-
-// cap * tanh(x / cap)
-SG_INLINE F16 capped(F16 x, float cap) {
-  const F16 one = set1(1), e = exp(mul(x, set1(2 / cap)));
-  return mul(set1(cap), sub(one, div(set1(2), add(e, one))));
-}
-
-// Scores of one row to probabilities relative to its new running maximum; returns what earlier sums are to be
-// multiplied with. Sees the block's tokens [begin, end).
-template <class In>
-SG_INLINE float soften(const AttendArgs& a, int pages, int begin, int end, const float* scores, float* maximum,
-                       float* sum, typename In::Element* p) {
-  if (begin >= end) {
-    for (int i = 0; i < pages; ++i) In::store(p + i * kPage, zero());
-    return 1;
-  }
-  F16 x[kBlockPages], top = set1(kNone);
-  for (int i = 0; i < pages; ++i) {
-    x[i] = mul(load(scores + i * kPage), set1(a.scale));
-    if (a.softcap > 0) x[i] = capped(x[i], a.softcap);
-    const int from = smaller(larger_of(begin - i * kPage, 0), kPage),
-              to = smaller(larger_of(end - i * kPage, 0), kPage);
-    if (from > 0 || to < kPage) x[i] = select_lanes(x[i], from, to, set1(kNone));
-    top = max(top, x[i]);
-  }
-  const float highest = reduce_max(top), before = *maximum, now = highest > before ? highest : before;
-  const float alpha = before == now ? 1 : exp_of(before - now);
-  F16 total = mul(load(sum), set1(alpha));
-  for (int i = 0; i < pages; ++i) {
-    const F16 e = exp(sub(x[i], set1(now)));
-    total = add(total, e);
-    In::store(p + i * kPage, e);
-  }
-  store(sum, total);
-  *maximum = now;
-  return alpha;
-}
-
-// R rows from r on take in one block.
-template <class In, int R>
-__attribute__((noinline)) void attend_block(const Item<In>& item, const Block<In>& block, int r) {
-  const AttendArgs& a = item.a;
-  const typename In::Element* q = item.q + r * a.head_dim;
-  float* sums = item.split.sums + r * (item.width + 16);
-  alignas(64) float scores[R][kBlock];
-  alignas(64) typename In::Element p[R][kBlock];
-  float alpha[R];
-  int page = 0;
-  for (; page + kWide <= block.pages; page += kWide) score_tile<In, R, kWide>(q, a.head_dim, block, page, scores);
-  for (; page < block.pages; ++page) score_tile<In, R, 1>(q, a.head_dim, block, page, scores);
-  for (int i = 0; i < R; ++i) {
-    const int begin = item.first_seen(r + i) - block.start;
-    const int end = smaller(item.pos_of(r + i) + 1 - block.start, block.tokens);
-    alpha[i] = soften<In>(a, block.pages, begin, end, scores[i], item.split.maxima + r + i,
-                          sums + i * (item.width + 16) + item.width, p[i]);
-  }
-  const int vectors = item.width / 16;
-  int c = 0;
-  for (; c + kWide <= vectors; c += kWide) value_tile<In, R, kWide>(p, alpha, block, c, item.width, sums);
-  for (; c < vectors; ++c) value_tile<In, R, 1>(p, alpha, block, c, item.width, sums);
-}
-
-// attend_block for a number of rows known at run time, 1 .. R.
-template <class In, int R = kRows>
-void attend_block_of(int rows, const Item<In>& item, const Block<In>& block, int r) {
-  if (rows == R) {
-    attend_block<In, R>(item, block, r);
-  } else if constexpr (R > 1) {
-    attend_block_of<In, R - 1>(rows, item, block, r);
-  }
-}
-
-template <class In>
-void clear(const Item<In>& item, State& state) {
-  for (int r = 0; r < item.rows; ++r) state.maxima[r] = kNone;
-  const int n = item.rows * (item.width + 16);
-  for (int i = 0; i < n; i += 16) store(state.sums + i, zero());
-}
-
-// A row's split goes into its total. A row that saw nothing yet takes the split as it is.
-SG_INLINE void merge_row(float* total_max, float* total, float split_max, const float* split, int n) {
-  if (split_max == kNone) return;
-  const float now = split_max > *total_max ? split_max : *total_max;
-  const bool fresh = *total_max == kNone;
-  const F16 old_factor = set1(exp_of(*total_max - now)), new_factor = set1(exp_of(split_max - now));
-  for (int i = 0; i < n; i += 16) {
-    const F16 x = load(split + i);
-    store(total + i, fresh ? x : fma(x, new_factor, mul(load(total + i), old_factor)));
-  }
-  *total_max = now;
-}
-
-template <class In>
-void merge(const Item<In>& item) {
-  const int n = item.width + 16;
-  for (int r = 0; r < item.rows; ++r) {
-    merge_row(item.total.maxima + r, item.total.sums + r * n, item.split.maxima[r], item.split.sums + r * n, n);
-  }
-}
-
-template <class In>
-void attend_split(const Item<In>& item, int begin, int end) {
+void attend_range(const Item<In>& item, int begin, int end, float* states) {
   for (int start = begin / kPage * kPage; start < end;) {
     const int next = smaller(end, (start / kBlock + 1) * kBlock);
-    const Block<In> block = load_block(item, start, next);
-    for (int r = 0; r < item.rows; r += kRows) attend_block_of<In>(smaller(kRows, item.rows - r), item, block, r);
+    attend_rows(item, load_block(item.source, start, next), states);
     start = next;
   }
 }
 
+// The states of a tile's rows after the tokens of one split, of which some or all may have gone ahead.
 template <class In>
-void load_queries(const Item<In>& item) {
-  const AttendArgs& a = item.a;
-  for (int r = 0; r < item.rows; ++r) {
-    const float* q =
-        a.q + (item.first_row + r / item.group) * a.q_stride + (item.head * item.group + r % item.group) * a.head_dim;
-    convert<In>(item.q + r * a.head_dim, q, a.head_dim);
-  }
+const float* attend_split(const Item<In>& item, const AttendTile& tile, int split) {
+  const int begin = larger_of(tile.begin, split * kAttendSplit), end = smaller(tile.end(), (split + 1) * kAttendSplit);
+  const int done = begin >= tile.own_begin ? end : smaller(end, larger_of(begin, tile.shared_end));
+  float* states = done > begin ? partial_of(item, tile, split) : item.split;
+  if (done == begin) clear_states(states, item.rows, item.source.width);
+  if (done < end) attend_range(item, done, end, states);
+  return states;
 }
 
 template <class In>
-void store_outputs(const Item<In>& item) {
-  const AttendArgs& a = item.a;
-  for (int r = 0; r < item.rows; ++r) {
-    const int64_t out = (item.first_row + r / item.group) * a.out_stride +
-                        (item.head * item.group + r % item.group) * int64_t(a.head_dim);
-    const float* sums = item.total.sums + r * (item.width + 16);
-    const F16 sum = set1(reduce_add(load(sums + item.width)));
-    for (int d = 0; d < a.head_dim; d += 16) {
-      store_operand(a.out, a.out_dtype, out + d, div(load(sums + d), sum), lanes_from(d, a.head_dim));
-    }
+void attend_tile(Item<In>& item, const AttendTile& tile) {
+  const AttendArgs& a = item.args();
+  const int first = tile.begin / kAttendSplit, last = (tile.end() - 1) / kAttendSplit;
+  take_tile(item, tile, tile.end());
+  if (tile.shared_end < tile.own_begin) load_queries(item, tile, 0);
+  if (a.fused && tile.own_begin == tile.end()) store_head<In>(a, tile.row, item.source.head);
+  if (first == last) return store_outputs(item, tile, attend_split(item, tile, first));
+  clear_states(item.total, item.rows, item.source.width);
+  for (int split = first; split <= last; ++split)
+    merge_states(item.total, attend_split(item, tile, split), item.rows, item.source.width);
+  store_outputs(item, tile, item.total);
+}
+
+// ---- ahead of the tiles ---------------------------------------------------------------------------------------------
+
+// A run of splits of one tile.
+template <class In>
+void attend_run(Item<In>& item, const AttendAhead& run, const AttendTile& tile) {
+  const AttendArgs& a = item.args();
+  take_tile(item, tile, run.end);
+  load_queries(item, tile, 0);
+  if (a.fused && run.end == tile.end()) store_head<In>(a, tile.row, item.source.head);
+  for (int begin = run.begin; begin < run.end;) {
+    const int split = begin / kAttendSplit, end = smaller(run.end, (split + 1) * kAttendSplit);
+    float* states = partial_of(item, tile, split);
+    clear_states(states, item.rows, item.source.width);
+    attend_range(item, begin, end, states);
+    begin = end;
   }
 }
 
+// Tokens of one split, from its beginning, for tiles that have their pages in common.
 template <class In>
-void attend_item(Item<In>& item) {
-  load_queries(item);
-  const int begin = item.first_seen(0), end = item.end();
-  clear(item, item.total);
-  for (int split = begin / kSplit * kSplit; split < end; split += kSplit) {
-    clear(item, item.split);
-    attend_split(item, larger_of(begin, split), smaller(end, split + kSplit));
-    merge(item);
+void attend_common(Item<In>& item, const AttendAhead& run) {
+  const AttendPlan& plan = *item.args().plan;
+  const int32_t* members = plan.members + run.first;
+  take_tile(item, plan.tiles[members[0]], run.end);
+  item.tile = nullptr;
+  item.rows = 0;
+  for (int i = 0; i < run.count; ++i) item.rows += rows_of(plan.tiles[members[i]], item.group);
+  for (int i = 0, first = 0; i < run.count; ++i) {
+    load_queries(item, plan.tiles[members[i]], first);
+    first += rows_of(plan.tiles[members[i]], item.group);
   }
-  store_outputs(item);
+  clear_states(item.split, item.rows, item.source.width);
+  attend_range(item, run.begin, run.end, item.split);
+  const float* states = item.split;
+  for (int i = 0; i < run.count; ++i) {
+    const AttendTile& tile = plan.tiles[members[i]];
+    const int64_t size = item.states_of(rows_of(tile, item.group));
+    memcpy(partial_of(item, tile, run.begin / kAttendSplit), states, size_t(size) * sizeof(float));
+    states += size;
+  }
 }
 
 // ---- items and scratch ----------------------------------------------------------------------------------------------
-
-// Rows are numbered through; a tile belongs to the item of its first row. With long chunks most rows are not the first
-// of a tile, so an item takes several.
-SG_INLINE int rows_per_item(const Batch& b) { return b.num_rows > 4 * b.num_seqs ? 4 : 1; }
 
 SG_INLINE int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 // Parts of the scratch, in bytes.
 struct Layout {
   explicit Layout(const AttendArgs& a) {
-    const int64_t rows = int64_t(kTile) * (a.num_heads / a.num_kv_heads), element = operand_bytes(a.dtype);
+    const int group = a.num_heads / a.num_kv_heads;
+    const int64_t rows = larger_of(kAttendTile * group, larger_of(kAheadRows, group));
+    const int64_t element = operand_bytes(a.dtype);
     width = rounded_up(a.head_dim, 16);
-    maxima = aligned(rows * 4);
-    sums = rows * (width + 16) * 4;
+    states = rows * state_size(width) * 4;
     queries = aligned(rows * a.head_dim * element);
     tiles = in_place(a) ? 0 : aligned(int64_t(kBlock) * (a.head_dim + width) * element);
   }
-  int64_t bytes() const { return 2 * (maxima + sums) + queries + tiles + 64; }
+  int64_t bytes() const { return 2 * states + queries + tiles + 2 * kBlock * 4 + 64; }
 
   int width;
-  int64_t maxima, sums, queries, tiles;
+  int64_t states, queries, tiles;
 };
 
 template <class In>
 Item<In> make_item(const AttendArgs& a, void* scratch) {
+  using Element = typename In::Element;
   const Layout layout(a);
   char* at = reinterpret_cast<char*>(aligned(reinterpret_cast<int64_t>(scratch)));
   const auto take = [&](int64_t bytes) {
     at += bytes;
-    return reinterpret_cast<float*>(at - bytes);
+    return static_cast<void*>(at - bytes);
   };
-  Item<In> item{a, nullptr, 0, 0, 0, a.num_heads / a.num_kv_heads, 0, layout.width, nullptr, nullptr, {}, {}};
-  item.split = {take(layout.maxima), take(layout.sums)};
-  item.total = {take(layout.maxima), take(layout.sums)};
-  item.q = reinterpret_cast<typename In::Element*>(take(layout.queries));
-  if (layout.tiles > 0) {
-    memset(at, 0, size_t(layout.tiles));  // dimensions beyond head_dim are computed but never used; keep them numbers
-    item.tiles = reinterpret_cast<typename In::Element*>(at);
-  }
-  return item;
+  auto* split = static_cast<float*>(take(layout.states));
+  auto* total = static_cast<float*>(take(layout.states));
+  auto* q = static_cast<Element*>(take(layout.queries));
+  auto* tiles = layout.tiles > 0 ? static_cast<Element*>(take(layout.tiles)) : nullptr;
+  // Dimensions beyond head_dim are computed but never used; keep them numbers.
+  if (tiles != nullptr && layout.width != a.head_dim) memset(tiles, 0, size_t(layout.tiles));
+  auto* scales = static_cast<float*>(take(2 * kBlock * 4));
+  return {{a, nullptr, 0, 0, layout.width, tiles, scales}, a.num_heads / a.num_kv_heads, 0, nullptr, q, split, total};
 }
 
 template <class In>
-void attend_rows(const AttendArgs& a, Item<In>& item, int row, int end) {
-  const Batch& b = *a.batch;
-  for (; row < end; ++row) {
-    const int seq = b.row_seq[row], pos = b.row_pos[row];
-    if (row != b.first_row[seq] && pos % kTile != 0) continue;
-    const int left = b.first_row[seq] + b.counts[seq] - row;
-    item.table = table_of(b, seq);
-    item.first_row = row;
-    item.first_pos = pos;
-    item.rows = smaller(kTile - pos % kTile, left) * item.group;
-    attend_item(item);
-  }
-}
-
-template <class In>
-void attend_items_in(const AttendArgs& a, int64_t begin, int64_t end, void* scratch) {
-  const Batch& b = *a.batch;
-  const int per_item = rows_per_item(b), chunks = rounded_up(b.num_rows, per_item) / per_item;
+void attend_tiles_in(const AttendArgs& a, int64_t begin, int64_t end, void* scratch) {
   Item<In> item = make_item<In>(a, scratch);
   for (int64_t i = begin; i < end; ++i) {
-    // The last rows of a chunk see most: they go first, so that workers end together.
-    const int row = (chunks - 1 - int(i / a.num_kv_heads)) * per_item;
-    item.head = int(i % a.num_kv_heads);
-    attend_rows(a, item, row, smaller(row + per_item, b.num_rows));
+    item.source.head = int(i % a.num_kv_heads);
+    attend_tile(item, a.plan->tiles[i / a.num_kv_heads]);
+  }
+}
+
+template <class In>
+void attend_ahead_in(const AttendArgs& a, int64_t begin, int64_t end, void* scratch) {
+  Item<In> item = make_item<In>(a, scratch);
+  for (int64_t i = begin; i < end; ++i) {
+    item.source.head = int(i % a.num_kv_heads);
+    const AttendAhead& run = a.plan->ahead[i / a.num_kv_heads];
+    const AttendTile& tile = a.plan->tiles[a.plan->members[run.first]];
+    if (run.begin >= tile.own_begin) {
+      attend_run(item, run, tile);
+    } else {
+      attend_common(item, run);
+    }
   }
 }
 
 }  // namespace attention
 
-int64_t attend_items(const AttendArgs& a) {
-  const int per_item = attention::rows_per_item(*a.batch);
-  return int64_t(attention::rounded_up(a.batch->num_rows, per_item) / per_item) * a.num_kv_heads;
-}
+int64_t attend_state(const AttendArgs& a) { return attention::state_size(attention::rounded_up(a.head_dim, 16)); }
 
 int64_t attend_scratch(const AttendArgs& a) { return attention::Layout(a).bytes(); }
 
+void attend_ahead(const AttendArgs& a, int64_t begin, int64_t end, void* scratch) {
+  if (a.dtype == DType::F32) {
+    attention::attend_ahead_in<attention::InF32>(a, begin, end, scratch);
+  } else {
+    attention::attend_ahead_in<attention::InBF16>(a, begin, end, scratch);
+  }
+}
+
 void attend(const AttendArgs& a, int64_t begin, int64_t end, void* scratch) {
   if (a.dtype == DType::F32) {
-    attention::attend_items_in<attention::InF32>(a, begin, end, scratch);
+    attention::attend_tiles_in<attention::InF32>(a, begin, end, scratch);
   } else {
-    attention::attend_items_in<attention::InBF16>(a, begin, end, scratch);
+    attention::attend_tiles_in<attention::InBF16>(a, begin, end, scratch);
   }
 }
 

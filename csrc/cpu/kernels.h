@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "common/dtypes.h"
+#include "cpu/attend.h"
 
 namespace sg {
 
@@ -109,26 +110,6 @@ struct GatedMulArgs {
   DType dtype;  // of out
 };
 
-// Attention over pages (paging.h). q, k, v are the step's rows.
-struct AttendArgs {
-  const float* q;
-  const float* k;
-  const float* v;
-  int64_t q_stride, k_stride, v_stride;
-  void* out;  // f32 | bf16 as out_dtype  [rows, num_heads * head_dim]
-  int64_t out_stride;
-  void* k_pages;  // of this layer: the K tile of page 0 and head 0
-  void* v_pages;
-  int64_t page_stride;  // elements from a page to the next
-  int32_t num_heads, num_kv_heads, head_dim, page_size;
-  int32_t window;  // 0: none
-  float scale;
-  float softcap;  // 0: none
-  DType dtype;    // of pages
-  DType out_dtype;
-  const Batch* batch;
-};
-
 // Unpack stored rows (any DType) to f32, then pack them as a linear's w.
 // Item: one panel of 16 output rows.
 struct PackArgs {
@@ -156,11 +137,13 @@ struct Kernels {
   void (*gated_mul)(const GatedMulArgs&, int64_t begin, int64_t end);
   // Item: one row. Writes keys and values of the step's rows into their pages.
   void (*store_kv)(const AttendArgs&, int64_t begin, int64_t end);
-  // Item: (query tile, key-value head); attend_items(args) says how many. scratch: attend_scratch(args) bytes, one per
+  // Items: (tile, key-value head), num_tiles * num_kv_heads of them; scratch: attend_scratch(args) bytes, one per
   // worker.
-  int64_t (*attend_items)(const AttendArgs&);
   int64_t (*attend_scratch)(const AttendArgs&);
   void (*attend)(const AttendArgs&, int64_t begin, int64_t end, void* scratch);
+  // Before those, where the plan has any: num_ahead * num_kv_heads items, which write into partials.
+  void (*attend_ahead)(const AttendArgs&, int64_t begin, int64_t end, void* scratch);
+  int64_t (*attend_state)(const AttendArgs&);  // floats of a row's state in partials
   void (*pack)(const PackArgs&, int64_t begin, int64_t end);
   // Over one row of logits; fixed order.
   float (*row_max)(const float* x, int64_t n);

@@ -15,8 +15,8 @@ namespace sg {
 namespace {
 
 constexpr Kernels kernel_table(const char* name) {
-  return {name,     linear_items, linear,         rms_norm, convert, embed,   rope,        gated_mul,
-          store_kv, attend_items, attend_scratch, attend,   pack,    row_max, row_exp_sum, read};
+  return {name,           linear_items, linear,       rms_norm,     convert, embed,   rope,        gated_mul, store_kv,
+          attend_scratch, attend,       attend_ahead, attend_state, pack,    row_max, row_exp_sum, read};
 }
 
 }  // namespace

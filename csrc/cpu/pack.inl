@@ -51,66 +51,69 @@ void pack_panel(const PackArgs& a, int64_t panel) {
 
 // ---- integers -------------------------------------------------------------------------------------------------------
 
-void put_super(const PackedLayout& layout, uint8_t* to, int lane, const RowHead& head, const uint8_t* codes) {
+constexpr int kRoundColumns = 1024;  // rounded at a time: whole blocks; a longer group is read twice
+
+// The codes of `count` columns of one row of a superblock.
+void put_columns(const PackedLayout& layout, uint8_t* to, int lane, int count, const Quad* codes) {
+  for (int c = 0; c < count; c += kBlockColumns, codes += kBlockColumns / 4, to += layout.code_bytes())
+    put_codes(layout.bits, to, lane, codes);
+}
+
+// A stored superblock of one row whose codes stay as they are.
+void repack_super(const PackArgs& a, const PackedLayout& layout, const uint8_t* stored, int lane, uint8_t* to) {
+  Quad codes[64];
+  if (layout.head != Head::ScaleZero) {
+    put_head(layout, to, lane, read_block(a.src_type, stored, codes));
+    return put_columns(layout, to + layout.head_bytes, lane, layout.columns, codes);
+  }
+  put_head(layout, to, lane, {read_u16(stored), 0, stored[2], {}, {}});  // d half, z u8, 0, a code each byte
+  for (int b = 0; b < layout.blocks(); b++) {
+    memcpy(codes, stored + 4 + b * kBlockColumns, kBlockColumns);
+    put_codes(layout.bits, to + layout.head_bytes + b * layout.code_bytes(), lane, codes);
+  }
+}
+
+// A superblock of one row of floats, rounded.
+void round_super(const PackArgs& a, const PackedLayout& layout, const uint8_t* row, int column, int lane, uint8_t* to) {
+  float values[kRoundColumns];
+  Quad codes[kRoundColumns / 4];
+  Range range;
+  for (int c = 0; c < layout.columns; c += kRoundColumns) {
+    const int count = layout.columns - c < kRoundColumns ? layout.columns - c : kRoundColumns;
+    dequantize(a.src_type, row, column + c, count, values);
+    range.take(values, count);
+  }
+  const RowHead head = head_of(a.dst_type, a.symmetric, range);
   put_head(layout, to, lane, head);
-  for (int c = 0; c < layout.columns; c++) {
-    uint8_t* block = to + layout.head_bytes + c / kBlockColumns * layout.code_bytes();
-    put_code(layout.bits, block, lane, c % kBlockColumns, codes[c]);
+  to += layout.head_bytes;
+  for (int c = 0; c < layout.columns; c += kRoundColumns) {
+    const int count = layout.columns - c < kRoundColumns ? layout.columns - c : kRoundColumns;
+    if (layout.columns > kRoundColumns) dequantize(a.src_type, row, column + c, count, values);
+    round_values(a.dst_type, head, values, count, reinterpret_cast<uint8_t*>(codes));
+    put_columns(layout, to + c / kBlockColumns * layout.code_bytes(), lane, count, codes);
   }
 }
 
-// A stored row whose codes stay as they are.
-void repack_row(const PackArgs& a, const PackedLayout& layout, const uint8_t* row, int lane, uint8_t* panel) {
-  const int stored = int(a.src_row_bytes / (a.k / layout.columns));  // bytes of a block
-  uint8_t codes[256];
-  for (int column = 0; column < a.k; column += layout.columns, row += stored, panel += layout.super_bytes()) {
-    if (layout.head == Head::ScaleZero) {  // d half, z u8, 0, a code each byte
-      const RowHead head{read_u16(row), 0, row[2], {}, {}};
-      put_super(layout, panel, lane, head, row + 4);
-    } else {
-      const RowHead head = read_block(a.src_type, row, codes);
-      put_super(layout, panel, lane, head, codes);
-    }
-  }
-}
-
-// A stored row of floats, rounded group by group.
-void round_row(const PackArgs& a, const PackedLayout& layout, const uint8_t* row, int lane, uint8_t* panel) {
-  constexpr int kMost = 1024;  // columns at a time; a longer group is read twice
-  float values[kMost];
-  uint8_t codes[kMost];
-  for (int column = 0; column < a.k; column += layout.columns, panel += layout.super_bytes()) {
-    Range range;
-    for (int c = 0; c < layout.columns; c += kMost) {
-      const int count = layout.columns - c < kMost ? layout.columns - c : kMost;
-      dequantize(a.src_type, row, column + c, count, values);
-      range.take(values, count);
-    }
-    const RowHead head = head_of(a.dst_type, a.symmetric, range);
-    put_head(layout, panel, lane, head);
-    for (int c = 0; c < layout.columns; c += kMost) {
-      const int count = layout.columns - c < kMost ? layout.columns - c : kMost;
-      dequantize(a.src_type, row, column + c, count, values);
-      round_values(a.dst_type, head, values, count, codes);
-      for (int i = 0; i < count; i++) {
-        uint8_t* block = panel + layout.head_bytes + (c + i) / kBlockColumns * layout.code_bytes();
-        put_code(layout.bits, block, lane, i % kBlockColumns, codes[i]);
-      }
-    }
-  }
-}
-
+// Row by row for some columns at a time: a row is read in order, and what is written of the panel stays near.
 void pack_int_panel(const PackArgs& a, int64_t panel) {
   const PackedLayout layout = packed_layout(a.dst_type, a.group);
   const int64_t base = panel * 16 - a.first_row;  // source row of lane 0
-  uint8_t* to = static_cast<uint8_t*>(a.dst) + panel * layout.panel_bytes(a.k);
+  uint8_t* panel_at = static_cast<uint8_t*>(a.dst) + panel * layout.panel_bytes(a.k);
   const int begin = base < 0 ? int(-base) : 0, end = a.n - base < 16 ? int(a.n - base) : 16;
-  for (int lane = begin; lane < end; lane++) {
-    const auto* row = static_cast<const uint8_t*>(a.src) + stored_row(a, int(base + lane)) * a.src_row_bytes;
-    if (is_integer(a.src_type)) {
-      repack_row(a, layout, row, lane, to);
-    } else {
-      round_row(a, layout, row, lane, to);
+  const int supers = a.k / layout.columns, stored = int(a.src_row_bytes / supers);  // bytes of a stored superblock
+  const int step = layout.columns < kRoundColumns ? kRoundColumns / layout.columns : 1;
+  for (int first = 0; first < supers; first += step) {
+    const int last = first + step < supers ? first + step : supers;
+    for (int lane = begin; lane < end; lane++) {
+      const auto* row = static_cast<const uint8_t*>(a.src) + stored_row(a, int(base + lane)) * a.src_row_bytes;
+      for (int s = first; s < last; s++) {
+        uint8_t* to = panel_at + s * layout.super_bytes();
+        if (is_integer(a.src_type)) {
+          repack_super(a, layout, row + int64_t(s) * stored, lane, to);
+        } else {
+          round_super(a, layout, row, s * layout.columns, lane, to);
+        }
+      }
     }
   }
 }

@@ -78,8 +78,7 @@ inline constexpr int code_bias(DType type) {
   return type == DType::Q4_0 ? 8 : type == DType::Q5_0 ? 16 : type == DType::Q6_K ? 32 : type == DType::Q8_0 ? 128 : 0;
 }
 
-// One row of a superblock, as stored: what its head says, then `columns` codes in `codes` of 256 (INT4 and INT8 come in
-// pieces: see RowReader).
+// What the head of a superblock says of one row.
 struct RowHead {
   uint16_t d, m;
   uint8_t zero;
@@ -115,17 +114,41 @@ inline RowHead get_head(const PackedLayout& layout, const uint8_t* p, int lane) 
   return head;
 }
 
-// The code of column c of a block, of one row. Blocks start out zero.
-inline void put_code(int bits, uint8_t* block, int lane, int c, int code) {
-  const int quad = c / 4, at = lane * 4 + c % 4;
+// The codes of four columns of one row, a byte each, the first column's in the lowest.
+using Quad = uint32_t;
+
+constexpr Quad kHalves = 0x0f0f0f0f, kOnes = 0x01010101;  // of every byte: its low half, its lowest bit
+
+inline Quad read_quad(const uint8_t* p) {
+  Quad quad;
+  memcpy(&quad, p, 4);
+  return quad;
+}
+
+// The codes q[8] of one row of a block.
+inline void put_codes(int bits, uint8_t* block, int lane, const Quad* q) {
+  uint8_t* to = block + 4 * lane;
   if (bits == 8) {
-    block[quad * kQuadBytes + at] = uint8_t(code);
+    for (int i = 0; i < 8; i++) memcpy(to + i * kQuadBytes, q + i, 4);
     return;
   }
-  block[quad / 2 * kQuadBytes + at] |= uint8_t((code & 15) << quad % 2 * 4);
-  uint8_t* high = block + 4 * kQuadBytes + at;
-  if (bits == 5) high[0] |= uint8_t((code >> 4) << quad);
-  if (bits == 6) high[quad / 4 * kQuadBytes] |= uint8_t((code >> 4) << quad % 4 * 2);
+  for (int i = 0; i < 4; i++) {
+    const Quad low = (q[2 * i] & kHalves) | (q[2 * i + 1] & kHalves) << 4;
+    memcpy(to + i * kQuadBytes, &low, 4);
+  }
+  to += 4 * kQuadBytes;
+  if (bits == 5) {
+    Quad high = 0;
+    for (int i = 0; i < 8; i++) high |= (q[i] >> 4 & kOnes) << i;
+    memcpy(to, &high, 4);
+  }
+  if (bits == 6) {
+    for (int j = 0; j < 2; j++) {
+      Quad high = 0;
+      for (int i = 0; i < 4; i++) high |= (q[4 * j + i] >> 4 & 3 * kOnes) << 2 * i;
+      memcpy(to + j * kQuadBytes, &high, 4);
+    }
+  }
 }
 
 inline int get_code(int bits, const uint8_t* block, int lane, int c) {
@@ -141,12 +164,18 @@ inline int get_code(int bits, const uint8_t* block, int lane, int c) {
 // ---- stored blocks
 // ---------------------------------------------------------------------------------------------------
 
-inline void read_nibbles(const uint8_t* p, uint8_t* codes) {
-  for (int i = 0; i < 16; i++) codes[i] = p[i] & 15, codes[i + 16] = p[i] >> 4;
+// `count` quads whose codes of four bits lie in the low halves of as many words, then as many in the high halves.
+inline void read_halves(const uint8_t* p, int count, Quad* q) {
+  for (int i = 0; i < count; i++) {
+    const Quad word = read_quad(p + 4 * i);
+    q[i] = word & kHalves, q[i + count] = word >> 4 & kHalves;
+  }
 }
-inline void read_fifths(const uint8_t* p, uint8_t* codes) {
+
+// Bit i of a word of 32 bits becomes the fifth of code i.
+inline void read_fifths(const uint8_t* p, Quad* q) {
   const uint32_t bits = read_u32(p);
-  for (int i = 0; i < 32; i++) codes[i] |= uint8_t(fifth_bit(bits, i));
+  for (int i = 0; i < 8; i++) q[i] |= ((bits >> 4 * i & 15) * 0x00204081 & kOnes) << 4;  // four bits, one a byte
 }
 
 // Scales and mins of Q4_K and Q5_K: see scale_min in gguf_blocks.h.
@@ -159,55 +188,61 @@ inline void read_k_scales(const uint8_t* p, RowHead& head) {
   }
 }
 
-inline void read_k_codes(const uint8_t* p, const uint8_t* fifth, uint8_t* codes) {
-  for (int i = 0; i < 256; i++) {
-    const int group = i / 32, j = i % 32;
-    const int low = p[group / 2 * 32 + j] >> group % 2 * 4 & 15;
-    codes[i] = uint8_t(fifth == nullptr ? low : low | (fifth[j] >> group & 1) << 4);
+inline void read_k_codes(const uint8_t* p, Quad* q) {
+  for (int i = 0; i < 4; i++) read_halves(p + 32 * i, 8, q + 16 * i);
+}
+
+inline void read_k_fifths(const uint8_t* p, Quad* q) {
+  for (int i = 0; i < 8; i++) {
+    for (int j = 0; j < 8; j++) q[8 * i + j] |= (read_quad(p + 4 * j) >> i & kOnes) << 4;
   }
 }
 
-inline void read_k6_codes(const uint8_t* p, uint8_t* codes) {
-  for (int i = 0; i < 256; i++) {
-    const int run = i / 32, j = i % 32, half = run / 4, quarter = run % 4;
-    const int low = p[64 * half + 32 * (quarter % 2) + j] >> quarter / 2 * 4 & 15;
-    codes[i] = uint8_t(low | (p[128 + 32 * half + j] >> quarter * 2 & 3) << 4);
+inline void read_k6_codes(const uint8_t* p, Quad* q) {
+  for (int half = 0; half < 2; half++, q += 32) {
+    read_halves(p + 64 * half, 16, q);
+    for (int i = 0; i < 4; i++) {
+      for (int j = 0; j < 8; j++) {
+        q[8 * i + j] |= (read_quad(p + 128 + 32 * half + 4 * j) >> 2 * i & 3 * kOnes) << 4;
+      }
+    }
   }
 }
 
-// A stored block of one row (GGUF's, 32 or 256 values): its head, and its codes one byte each.
-inline RowHead read_block(DType type, const uint8_t* p, uint8_t* codes) {
+// A stored block of one row (GGUF's, 32 or 256 values): its head, and its codes as quads.
+inline RowHead read_block(DType type, const uint8_t* p, Quad* codes) {
   RowHead head{};
   head.d = read_u16(p);
   switch (type) {
     case DType::Q4_0:
-      read_nibbles(p + 2, codes);
+      read_halves(p + 2, 4, codes);
       break;
     case DType::Q4_1:
       head.m = read_u16(p + 2);
-      read_nibbles(p + 4, codes);
+      read_halves(p + 4, 4, codes);
       break;
     case DType::Q5_0:
-      read_nibbles(p + 6, codes);
+      read_halves(p + 6, 4, codes);
       read_fifths(p + 2, codes);
       break;
     case DType::Q5_1:
       head.m = read_u16(p + 2);
-      read_nibbles(p + 8, codes);
+      read_halves(p + 8, 4, codes);
       read_fifths(p + 4, codes);
       break;
     case DType::Q8_0:
-      for (int i = 0; i < 32; i++) codes[i] = uint8_t(p[2 + i] ^ 0x80);
+      for (int i = 0; i < 8; i++) codes[i] = read_quad(p + 2 + 4 * i) ^ 0x80808080;
       break;
     case DType::Q4_K:
       head.m = read_u16(p + 2);
       read_k_scales(p + 4, head);
-      read_k_codes(p + 16, nullptr, codes);
+      read_k_codes(p + 16, codes);
       break;
     case DType::Q5_K:
       head.m = read_u16(p + 2);
       read_k_scales(p + 4, head);
-      read_k_codes(p + 48, p + 16, codes);
+      read_k_codes(p + 48, codes);
+      read_k_fifths(p + 16, codes);
       break;
     case DType::Q6_K:
       head.d = read_u16(p + 208);

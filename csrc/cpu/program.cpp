@@ -127,15 +127,27 @@ bool Program::feeds_linear(const Stage& stage) const {
   });
 }
 
+// The rope table of an attention that is preceded by the turning of its q and k, and by nothing else.
+std::optional<int> Program::rope_before(const Stage& stage) const {
+  const auto* attend = stage.main < 0 ? nullptr : std::get_if<AttendOp>(&ops_[static_cast<size_t>(stage.main)]);
+  if (attend == nullptr || stage.last - stage.first != 3) return std::nullopt;
+  const auto* q = std::get_if<RopeOp>(&ops_[static_cast<size_t>(stage.first)]);
+  const auto* k = std::get_if<RopeOp>(&ops_[static_cast<size_t>(stage.first) + 1]);
+  const auto same = [](View a, View b) { return a.buffer == b.buffer && a.offset == b.offset && a.width == b.width; };
+  if (q == nullptr || k == nullptr || q->table != k->table) return std::nullopt;
+  return same(q->x, attend->q) && same(k->x, attend->k) ? std::optional<int>(q->table) : std::nullopt;
+}
+
 std::vector<Program::Stage> Program::make_stages(int first, int last) const {
   std::vector<Stage> stages;
   for (int i = first; i < last;) {
-    Stage stage{i, i, -1, true};
+    Stage stage{i, i, -1, true, std::nullopt};
     for (; stage.last < last && is_row_local(ops_[static_cast<size_t>(stage.last)]); ++stage.last) {
       stage.makes_operand = stage.makes_operand && makes_operand(ops_[static_cast<size_t>(stage.last)]);
     }
     if (stage.last < last) stage.main = stage.last;
     stage.makes_operand = stage.makes_operand && feeds_linear(stage);
+    stage.rope_table = rope_before(stage);
     stages.push_back(stage);
     i = stage.last + (stage.main >= 0);
   }
@@ -165,23 +177,26 @@ void Program::finish(View logits) {
   body_ = make_stages(0, split_);
   head_ = make_stages(split_, static_cast<int>(ops_.size()));
   int64_t scratch = sample_scratch(sizes_.vocab);
-  for (Buffer& b : buffers_) {
-    allocate(b);
-  }
+  for (Buffer& b : buffers_) allocate(b);
+  int64_t partials = 0;
   for (const Op& op : ops_) {
     if (const auto* attend = std::get_if<AttendOp>(&op)) {
-      scratch = std::max(scratch, kernels_.attend_scratch(attend_args(*attend)));
+      const AttendArgs a = attend_args(*attend);
+      scratch = std::max(scratch, kernels_.attend_scratch(a));
+      partials = std::max(partials, AttendPlanner::kUnits * a.num_heads * kernels_.attend_state(a) * 4);
     }
   }
+  partials_ = std::make_unique<Memory>(partials, false);
   for (int i = 0; i < pool_.size(); ++i) scratch_.push_back(std::make_unique<Memory>(scratch, false));
-  workspace_bytes_ += pool_.size() * scratch;
+  workspace_bytes_ += partials + pool_.size() * scratch;
   for (Rope& r : ropes_) {
     r.cos.resize(static_cast<size_t>(sizes_.max_rows) * r.inv_freq.size());
     r.sin.resize(r.cos.size());
     workspace_bytes_ += static_cast<int64_t>(r.cos.size()) * 8;
   }
   for (auto* v : {&first_row_, &row_seq_, &row_pos_, &ids_}) v->resize(static_cast<size_t>(sizes_.max_rows));
-  layer_size_ = sizes_.num_kv_heads * tile_size(sizes_.page_size, sizes_.head_dim);
+  layer_bytes_ = sizes_.num_kv_heads * tile_bytes(sizes_.kv_dtype, sizes_.page_size, sizes_.head_dim);
+  make_planners();
   pages_ = std::make_unique<Memory>(sizes_.num_pages * page_bytes(), true);
 }
 
@@ -199,7 +214,23 @@ ActivationBlock* Program::quantized(View v, int own) const {
   return reinterpret_cast<ActivationBlock*>(base + (own < 0 ? 0 : own * rows.own_bytes)) + v.offset / 32;
 }
 
-int64_t Program::page_bytes() const { return 2 * sizes_.num_layers * layer_size_ * operand_bytes(sizes_.dtype); }
+int64_t Program::page_bytes() const { return 2 * sizes_.num_layers * layer_bytes_; }
+
+void Program::make_planners() {
+  for (const Op& op : ops_) {
+    const auto* attend = std::get_if<AttendOp>(&op);
+    if (attend == nullptr || plan_of(attend->window) != nullptr) continue;
+    planners_.emplace_back(
+        AttendPlanner::Limits{attend->num_heads, attend->num_kv_heads, sizes_.page_size, attend->window, pool_.size(),
+                              sizes_.max_rows, AttendPlanner::worth_sharing(attend->num_heads, attend->num_kv_heads)});
+  }
+}
+
+const AttendPlan* Program::plan_of(int32_t window) const {
+  for (const AttendPlanner& planner : planners_)
+    if (planner.window() == window) return &planner.current();
+  return nullptr;
+}
 
 int64_t Program::row_grain(int64_t rows) const { return std::max<int64_t>(1, rows / (4 * pool_.size())); }
 
@@ -233,9 +264,11 @@ AttendArgs Program::attend_args(const AttendOp& op) const {
     a.k = stream(op.k);
     a.v = stream(op.v);
     a.out = is_float ? stream(op.out) : dense(op.out, -1);
-    char* layer = static_cast<char*>(pages_->data()) + 2 * op.layer * layer_size_ * operand_bytes(sizes_.dtype);
+    char* layer = static_cast<char*>(pages_->data()) + 2 * op.layer * layer_bytes_;
     a.k_pages = layer;
-    a.v_pages = layer + layer_size_ * operand_bytes(sizes_.dtype);
+    a.v_pages = layer + layer_bytes_;
+    a.plan = plan_of(op.window);
+    a.partials = static_cast<float*>(partials_->data());
   }
   a.q_stride = stride(op.q);
   a.k_stride = stride(op.k);
@@ -246,11 +279,12 @@ AttendArgs Program::attend_args(const AttendOp& op) const {
   a.num_kv_heads = op.num_kv_heads;
   a.head_dim = op.head_dim;
   a.page_size = sizes_.page_size;
-  a.page_stride = 2 * sizes_.num_layers * layer_size_;
+  a.page_stride = page_bytes();
   a.window = op.window;
   a.scale = op.scale;
   a.softcap = op.softcap;
   a.dtype = sizes_.dtype;
+  a.kv_dtype = sizes_.kv_dtype;
   a.batch = &batch_;
   return a;
 }
@@ -303,6 +337,7 @@ void Program::prepare(const StepArrays& s) {
             s.counts,        first_row_.data(),
             row_seq_.data(), row_pos_.data(),
             s.page_tables,   s.page_table_stride};
+  for (AttendPlanner& planner : planners_) planner.plan(batch_);
 }
 
 void Program::fill_ropes(int64_t begin, int64_t end) {
@@ -405,7 +440,7 @@ void Program::run_stage(const Stage& stage, int worker, int32_t rows) {
     const Clock clock(*this, worker, stage.first);
     own = worker;
     for (int i = stage.first; i < stage.last; ++i) run_rows(ops_[static_cast<size_t>(i)], 0, rows, own);
-  } else if (stage.last > stage.first) {
+  } else if (stage.last > stage.first && !is_fused(stage)) {
     const Clock clock(*this, worker, stage.first);
     run_local(stage, worker, rows);
   }
@@ -413,9 +448,24 @@ void Program::run_stage(const Stage& stage, int worker, int32_t rows) {
   const Clock clock(*this, worker, stage.main);
   const Op& op = ops_[static_cast<size_t>(stage.main)];
   if (const auto* linear = std::get_if<LinearOp>(&op)) return run_linear(*linear, worker, rows, own);
-  const AttendArgs a = attend_args(std::get<AttendOp>(op));
+  AttendArgs a = attend_args(std::get<AttendOp>(op));
+  if (is_fused(stage)) {
+    const Rope& rope = ropes_[static_cast<size_t>(*stage.rope_table)];
+    a.cos = rope.cos.data();
+    a.sin = rope.sin.data();
+    a.rotary_dim = 2 * static_cast<int32_t>(rope.inv_freq.size());
+    a.fused = true;
+  }
+  run_attend(a, worker);
+}
+
+void Program::run_attend(const AttendArgs& a, int worker) {
   void* scratch = scratch_[static_cast<size_t>(worker)]->data();
-  pool_.share(worker, kernels_.attend_items(a), 1,
+  if (a.plan->num_ahead > 0) {
+    pool_.share(worker, int64_t(a.plan->num_ahead) * a.num_kv_heads, 1,
+                [&](int64_t begin, int64_t end) { kernels_.attend_ahead(a, begin, end, scratch); });
+  }
+  pool_.share(worker, int64_t(a.plan->num_tiles) * a.num_kv_heads, 1,
               [&](int64_t begin, int64_t end) { kernels_.attend(a, begin, end, scratch); });
 }
 
@@ -483,6 +533,7 @@ void Program::for_all_memory(F&& visit) const {
     }
   }
   for (const auto& scratch : scratch_) visit(*scratch);
+  visit(*partials_);
   visit(*pages_);
 }
 

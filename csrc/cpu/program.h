@@ -9,11 +9,13 @@
 #pragma once
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <variant>
 #include <vector>
 
 #include "common/paging.h"
 #include "common/program.h"
+#include "cpu/attend_plan.h"
 #include "cpu/kernels.h"
 #include "cpu/memory.h"
 #include "cpu/pool.h"
@@ -82,7 +84,8 @@ struct BufferForms {
 };
 
 struct ProgramSizes {
-  DType dtype;  // F32 | BF16: dense weights and operands, pages
+  DType dtype;     // F32 | BF16: dense weights and operands
+  DType kv_dtype;  // of pages: dtype, or INT8
   int32_t max_rows, head_rows;
   int32_t num_layers, num_kv_heads, head_dim, page_size, num_pages;
   int32_t vocab;
@@ -150,13 +153,18 @@ class Program {
     std::vector<float> cos, sin;  // [max_rows, rotary_dim / 2] of the step
   };
   struct Stage {
-    int first, last;     // row-local ops [first, last)
-    int main;            // then a linear or an attention, or -1
-    bool makes_operand;  // the row-local ops only make what a linear reads: each worker may do it for itself
+    int first, last;                // row-local ops [first, last)
+    int main;                       // then a linear or an attention, or -1
+    bool makes_operand;             // the row-local ops only make what a linear reads: each worker may do it for itself
+    std::optional<int> rope_table;  // the row-local ops are only what attention can do itself, with this table
   };
 
   std::vector<Stage> make_stages(int first, int last) const;
   bool feeds_linear(const Stage& stage) const;
+  std::optional<int> rope_before(const Stage& stage) const;
+  // In a step of one row per sequence attention turns and stores as it goes, which saves a meeting.
+  bool is_fused(const Stage& stage) const { return stage.rope_table && batch_.num_rows == batch_.num_seqs; }
+  void run_attend(const AttendArgs& args, int worker);
   void check(const StepArrays& step) const;
   void check_samples(const StepArrays& step, int64_t rows) const;
   void prepare(const StepArrays& step);
@@ -185,6 +193,8 @@ class Program {
   LinearArgs linear_args(const LinearOp& op, const LinearOp::Part& part, int32_t rows, int own) const;
   AttendArgs attend_args(const AttendOp& op) const;
   const Buffer& buffer(View v) const { return buffers_[static_cast<size_t>(v.buffer)]; }
+  void make_planners();
+  const AttendPlan* plan_of(int32_t window) const;
   float* stream(View v) const;
   int64_t stride(View v) const { return buffer(v).floats.stride / 4; }
   void* dense(View v, int own) const;
@@ -204,7 +214,9 @@ class Program {
   View selected_{}, gathered_{}, logits_{};
   std::vector<Stage> body_, head_;
   std::unique_ptr<Memory> pages_;
-  int64_t layer_size_ = 0;                        // elements of a page that are one layer's K (or V)
+  int64_t layer_bytes_ = 0;              // of a page: one layer's K (or V)
+  std::vector<AttendPlanner> planners_;  // one for each window
+  std::unique_ptr<Memory> partials_;
   std::vector<std::unique_ptr<Memory>> scratch_;  // one per worker
   int64_t workspace_bytes_ = 0;
   std::vector<int> origins_;        // of each op: which added op it came from

@@ -2,9 +2,9 @@
 //
 // The order is: log-probabilities of the raw logits; the host's logits processors, between two calls; bias, bans, mask,
 // penalties; temperature; then the truncations top-k, top-p, min-p and typical-p, each on what the former left, with
-// the definitions of transformers' logits warpers; then one draw. The vocabulary is never sorted: maxima of blocks of
-// 64 logits, computed once, let every search skip the blocks that cannot matter, and a cut at a cumulative probability
-// looks into one bucket of a histogram.
+// the definitions of transformers' logits warpers; then one draw. The vocabulary is never sorted: maxima of stretches
+// of 256 logits, computed once, let every search skip what cannot matter, and a cut at a cumulative probability looks
+// into one bucket of a histogram. Greedy and top-k rows that nothing else touches are read once and never written.
 //
 // What is decided here: equal logits rank by lower id, but top-k keeps all that equal the k-th. A NaN logit counts as
 // -inf, +inf as the largest float. If every token is at -inf the lowest allowed id is taken, and 0 if none is allowed.
@@ -22,7 +22,8 @@
 namespace sg {
 namespace {
 
-constexpr int32_t kBlock = 64;  // logits per entry of the maxima
+constexpr int32_t kStretch = 256;  // logits per entry of the maxima
+constexpr int32_t kBlock = 64;     // logits per entry of the sums that a draw walks along
 constexpr float kInf = HUGE_VALF;
 
 struct Candidate {
@@ -33,6 +34,7 @@ struct Candidate {
 
 bool before(const Candidate& a, const Candidate& b) { return a.key > b.key || (a.key == b.key && a.id < b.id); }
 
+int64_t stretches_of(int32_t vocab) { return (int64_t(vocab) + kStretch - 1) / kStretch; }
 int64_t blocks_of(int32_t vocab) { return (int64_t(vocab) + kBlock - 1) / kBlock; }
 
 int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
@@ -41,7 +43,7 @@ struct Scratch {
   Scratch(void* memory, int32_t vocab) : begin_(reinterpret_cast<uintptr_t>(memory)), next_(begin_) {
     raw = take<float>(vocab);
     counts = take<int32_t>(vocab);
-    maxima = take<float>(blocks_of(vocab));
+    maxima = take<float>(stretches_of(vocab));
     sums = take<double>(blocks_of(vocab));
     kept = take<Candidate>(vocab);
     work = take<Candidate>(vocab);
@@ -50,7 +52,7 @@ struct Scratch {
 
   float* raw;       // [vocab] logits as they came, where log-probabilities are wanted
   int32_t* counts;  // [vocab] valid only for ids of the row's history
-  float* maxima;    // [blocks]
+  float* maxima;    // [stretches]
   double* sums;     // [blocks] also space to select among the maxima
   Candidate* kept;  // [vocab] by ascending id
   Candidate* work;  // [vocab]
@@ -126,9 +128,10 @@ class Sampler {
         s_(scratch, inputs.vocab) {}
 
   void run(int64_t index, const float* given_raw, const SampleOutputs& out) {
-    clean(x_, vocab_);
-    const float* raw = given_raw != nullptr ? given_raw : x_;
     int32_t token = row_.target;
+    if (token < 0 && row_.num_top < 0 && !changes_logits()) token = choose_quickly();
+    const float* raw = given_raw != nullptr ? given_raw : x_;
+    if (token < 0 || row_.num_top >= 0) clean(x_, vocab_);
     if (token < 0) {
       if (row_.num_top >= 0 && raw == x_ && overwrites())
         raw = static_cast<float*>(std::memcpy(s_.raw, x_, size_t(vocab_) * 4));
@@ -145,9 +148,8 @@ class Sampler {
   bool has_penalties() const {
     return row_.repetition_penalty != 1 || row_.presence_penalty != 0 || row_.frequency_penalty != 0;
   }
-  bool overwrites() const {
-    return !is_greedy() || row_.bias_count > 0 || row_.ban_count > 0 || row_.mask >= 0 || has_penalties();
-  }
+  bool changes_logits() const { return row_.bias_count > 0 || row_.ban_count > 0 || row_.mask >= 0 || has_penalties(); }
+  bool overwrites() const { return !is_greedy() || changes_logits(); }
 
   int32_t choose() {
     add_bias();
@@ -158,8 +160,27 @@ class Sampler {
     if (max == -kInf) return lowest_allowed();
     if (is_greedy()) return find_first(max);
     temper(max);
-    const int32_t kept = truncate();
+    const bool cuts = row_.top_k > 0 && row_.top_k < vocab_;
+    const int32_t kept = truncate(cuts ? keep_top_k(collect(x_, bound_of_largest(row_.top_k))) : -1);
     return kept < 0 ? draw_from_all() : draw_from_kept(kept);
+  }
+
+  // As `choose`, where nothing changes single logits, from the logits as they came: only those that top-k keeps are
+  // tempered. -1 where that takes more: a logit is +inf or all are -inf, or the whole vocabulary matters. NaN, which
+  // counts as -inf, is passed over by maxima and comparisons.
+  int32_t choose_quickly() {
+    const bool cuts = row_.top_k > 0 && row_.top_k < vocab_;
+    if (!is_greedy() && !cuts) return -1;
+    const float max = find_maxima(x_);
+    if (!(max >= -FLT_MAX && max <= FLT_MAX)) return -1;
+    if (is_greedy()) return find_first(max);
+    const float bound = bound_of_largest(row_.top_k), distance = max - bound;
+    const bool is_usual = distance < 1e30f && row_.temperature > 1e-3f && row_.temperature < 1e3f;
+    if (!is_usual) return -1;
+    // Tempering rounds twice: logits that differ by less than about 3e-7 of their distance may come out equal.
+    const int32_t n = collect(x_, bound - (1e-6f * distance + 1e-30f));
+    for (int32_t i = 0; i < n; ++i) s_.kept[i].key = (s_.kept[i].key - max) / row_.temperature;
+    return draw_from_kept(truncate(keep_top_k(n)));
   }
 
   // ---- what changes single logits -----------------------------------------------------------------------------------
@@ -231,41 +252,42 @@ class Sampler {
   // ---- searching ----------------------------------------------------------------------------------------------------
 
   int32_t block_size(int64_t block) const { return std::min<int32_t>(kBlock, vocab_ - int32_t(block) * kBlock); }
+  int32_t stretch_size(int64_t i) const { return std::min<int32_t>(kStretch, vocab_ - int32_t(i) * kStretch); }
 
   // Fills s_.maxima for x; returns the largest.
   float find_maxima(const float* x) {
     float max = -kInf;
-    for (int64_t b = 0; b < blocks_of(vocab_); ++b) {
-      s_.maxima[b] = kernels_.row_max(x + b * kBlock, block_size(b));
-      max = std::max(max, s_.maxima[b]);
+    for (int64_t i = 0; i < stretches_of(vocab_); ++i) {
+      s_.maxima[i] = kernels_.row_max(x + i * kStretch, stretch_size(i));
+      max = std::max(max, s_.maxima[i]);
     }
     return max;
   }
 
   // The lowest id whose logit is `value`, which is a maximum.
   int32_t find_first(float value) const {
-    const int64_t block = std::find(s_.maxima, s_.maxima + blocks_of(vocab_), value) - s_.maxima;
-    const float* first = x_ + block * kBlock;
-    return int32_t(std::find(first, first + block_size(block), value) - x_);
+    const int64_t i = std::find(s_.maxima, s_.maxima + stretches_of(vocab_), value) - s_.maxima;
+    const float* first = x_ + i * kStretch;
+    return int32_t(std::find(first, first + stretch_size(i), value) - x_);
   }
 
-  // A value that at least `count` logits reach: the count-th largest block maximum.
+  // A value that at least `count` logits reach: the count-th largest maximum.
   float bound_of_largest(int32_t count) {
-    const int64_t blocks = blocks_of(vocab_);
-    if (count >= blocks) return -kInf;
+    const int64_t stretches = stretches_of(vocab_);
+    if (count >= stretches) return -kInf;
     float* maxima = reinterpret_cast<float*>(s_.sums);
-    std::copy(s_.maxima, s_.maxima + blocks, maxima);
-    std::nth_element(maxima, maxima + count - 1, maxima + blocks, [](float a, float b) { return a > b; });
+    std::copy(s_.maxima, s_.maxima + stretches, maxima);
+    std::nth_element(maxima, maxima + count - 1, maxima + stretches, [](float a, float b) { return a > b; });
     return maxima[count - 1];
   }
 
   // All ids with x[id] >= threshold into s_.kept, ascending, weights not set; returns how many.
   int32_t collect(const float* x, float threshold) {
     int32_t n = 0;
-    for (int64_t b = 0; b < blocks_of(vocab_); ++b) {
-      if (s_.maxima[b] < threshold) continue;
-      const int32_t first = int32_t(b) * kBlock;
-      for (int32_t i = first; i < first + block_size(b); ++i) {
+    for (int64_t stretch = 0; stretch < stretches_of(vocab_); ++stretch) {
+      if (s_.maxima[stretch] < threshold) continue;
+      const int32_t first = int32_t(stretch) * kStretch;
+      for (int32_t i = first; i < first + stretch_size(stretch); ++i) {
         if (x[i] >= threshold) s_.kept[n++] = {x[i], 0, i};
       }
     }
@@ -306,23 +328,25 @@ class Sampler {
   // maxima.
   void temper(float max) {
     const float temperature = row_.temperature;
-    for (int32_t i = 0; i < vocab_; ++i) x_[i] = (x_[i] - max) / temperature;
-    for (int64_t b = 0; b < blocks_of(vocab_); ++b) s_.maxima[b] = (s_.maxima[b] - max) / temperature;
+    if (temperature == 1) {  // dividing takes longer than all the rest
+      for (int32_t i = 0; i < vocab_; ++i) x_[i] -= max;
+    } else {
+      for (int32_t i = 0; i < vocab_; ++i) x_[i] = (x_[i] - max) / temperature;
+    }
+    for (int64_t i = 0; i < stretches_of(vocab_); ++i) s_.maxima[i] = (s_.maxima[i] - max) / temperature;
   }
 
-  // Number of candidates in s_.kept, or -1 where nothing is cut.
-  int32_t truncate() {
-    int32_t n = -1;
-    if (row_.top_k > 0 && row_.top_k < vocab_) n = keep_top_k();
+  // Number of candidates in s_.kept, or -1 where nothing is cut; n likewise is what top-k left.
+  int32_t truncate(int32_t n) {
     if (row_.top_p < 1) n = keep_top_p(n);
     if (row_.min_p > 0) n = keep_min_p(n);
     if (row_.typical_p < 1) n = keep_typical(n);
     return n;
   }
 
-  int32_t keep_top_k() {
+  // Of the n in s_.kept, those that reach the k-th largest.
+  int32_t keep_top_k(int32_t n) {
     const int32_t k = row_.top_k;
-    int32_t n = collect(x_, bound_of_largest(k));
     if (n > k) {
       std::copy(s_.kept, s_.kept + n, s_.work);
       std::nth_element(s_.work, s_.work + k - 1, s_.work + n, before);

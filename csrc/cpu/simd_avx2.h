@@ -106,6 +106,21 @@ SG_INLINE __m256 exp_half(__m256 x) {
 }
 SG_INLINE F16 exp(F16 x) { return {exp_half(x.lo), exp_half(x.hi)}; }
 
+SG_INLINE __m256 exp2_half(__m256 x) {
+  x = _mm256_max_ps(_mm256_set1_ps(kExp2Low), x);
+  const __m256 n = _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), r = _mm256_sub_ps(x, n);
+  __m256 poly = _mm256_set1_ps(kExp2Poly[0]);
+  SG_UNROLL
+  for (int i = 1; i < 5; i++) poly = _mm256_fmadd_ps(poly, r, _mm256_set1_ps(kExp2Poly[i]));
+  poly = _mm256_fmadd_ps(poly, r, _mm256_set1_ps(1.0f));
+  // In two factors, as above.
+  const __m256i exponent = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(exponent, 1), bias = _mm256_set1_epi32(127);
+  const __m256i rest = _mm256_sub_epi32(exponent, half);
+  poly = _mm256_mul_ps(poly, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, bias), 23)));
+  return _mm256_mul_ps(poly, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23)));
+}
+SG_INLINE F16 exp2(F16 x) { return {exp2_half(x.lo), exp2_half(x.hi)}; }
+
 SG_INLINE float reduce_add(F16 x) {
   const __m256 eight = _mm256_add_ps(x.lo, x.hi);
   __m128 v = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
@@ -127,6 +142,18 @@ SG_INLINE Pairs set1_pair(const uint16_t* p) {
   int32_t bits;
   memcpy(&bits, p, 4);
   return {_mm256_set1_epi32(bits), _mm256_set1_epi32(bits)};
+}
+
+SG_INLINE __m256i join_half(__m256 a, __m256 b) {
+  return _mm256_blend_epi16(_mm256_srli_epi32(_mm256_castps_si256(a), 16), _mm256_castps_si256(b), 0xaa);
+}
+SG_INLINE void hold(F16&) {}  // registers are few
+SG_INLINE void hold(Pairs&) {}
+
+SG_INLINE Pairs join_pairs(F16 a, F16 b) { return {join_half(a.lo, b.lo), join_half(a.hi, b.hi)}; }
+SG_INLINE void store_pairs(uint16_t* p, Pairs x) {
+  _mm256_storeu_si256((__m256i*)p, x.lo);
+  _mm256_storeu_si256((__m256i*)(p + 16), x.hi);
 }
 
 SG_INLINE __m256 dot2_half(__m256 c, __m256i a, __m256i b) {

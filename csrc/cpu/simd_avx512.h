@@ -82,6 +82,15 @@ SG_INLINE F16 exp(F16 x) {
   return {_mm512_scalef_ps(_mm512_add_ps(poly, _mm512_set1_ps(1.0f)), n)};
 }
 
+SG_INLINE F16 exp2(F16 x) {
+  const __m512 n = _mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m512 r = _mm512_sub_ps(x.v, n);
+  __m512 poly = _mm512_set1_ps(kExp2Poly[0]);
+  SG_UNROLL
+  for (int i = 1; i < 5; i++) poly = _mm512_fmadd_ps(poly, r, _mm512_set1_ps(kExp2Poly[i]));
+  return {_mm512_scalef_ps(_mm512_fmadd_ps(poly, r, _mm512_set1_ps(1.0f)), n)};
+}
+
 SG_INLINE float reduce_add(F16 x) {
   const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(x.v), _mm512_extractf32x8_ps(x.v, 1));
   __m128 v = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
@@ -102,6 +111,16 @@ SG_INLINE Pairs set1_pair(const uint16_t* p) {
   memcpy(&bits, p, 4);
   return {_mm512_set1_epi32(bits)};
 }
+
+SG_INLINE Pairs join_pairs(F16 a, F16 b) {
+  const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(a.v), 16);
+  return {_mm512_mask_blend_epi16(0xaaaaaaaa, low, _mm512_castps_si512(b.v))};
+}
+SG_INLINE void store_pairs(uint16_t* p, Pairs x) { _mm512_storeu_si512(p, x.v); }
+
+// NOTE: gcc 12 reads such an operand from memory again for each use of it, if nothing says that it may be another.
+SG_INLINE void hold(F16& x) { asm("" : "+v"(x.v)); }
+SG_INLINE void hold(Pairs& x) { asm("" : "+v"(x.v)); }
 
 SG_INLINE F16 dot2(F16 c, Pairs a, Pairs b) {
 #ifdef __AVX512BF16__

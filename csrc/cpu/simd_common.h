@@ -13,9 +13,26 @@
 //   fma(a, b, c)               a * b + c, rounded once where the processor has it
 //   select_lanes(x, b, e, y)   lanes b .. e - 1 of x, the others of y
 //   exp(x)                     within 2 ulp; 0 for -inf, inf for inf, NaN for NaN
+//   exp2(x)                    within 3 ulp for x < 128; 0 below -150, also for the largest negative number; 1 for 0
 //   reduce_add(x) reduce_max(x)     lanes i and i + 8, then i + 4, i + 2, i + 1: one order everywhere
 //   load_pairs(p) set1_pair(p) 16 pairs, or one pair in every lane, from memory
+//   store_pairs(p, x)
+//   join_pairs(a, b)           pairs (a[i], b[i]) of numbers that bf16 holds exactly
 //   dot2(c, a, b)              c + a0 * b0 + a1 * b1, lane by lane
+//   hold(x)                    x stays in a register from here on, where there are registers enough
+//
+//   I16                        16 int32
+//   Quads                      16 quads of bytes; quad i is bytes 4 i .. 4 i + 3
+//   load_quads(p) store_quads(p, x)   64 bytes
+//   low_bits<m>(x)             each byte & m                  or_bits<m>(x, y)   x | y & m, byte by byte
+//   right<n>(x) left<n>(x)     16-bit lanes shifted: mask what crosses from byte to byte
+//   start_dot<bias>(p)         what a dot product of codes 2^bias + w with x starts from, given p = -sum of the x;
+//                              bias 0: zero
+//   dot4<bias>(c, w, x)        c + sum of w[j] * x[j] over each quad of unsigned w and the one quad x of signed bytes;
+//                              with bias 7, what start_dot takes off may be left out by both instead
+//   to_float(c)                exact below 2^24
+//   load_half(p) load_u8(p) load_i8(p)   16 numbers as floats
+//   store_i8(p, x)             16 floats within -128 .. 127, rounded to nearest even
 //
 //   I16                        16 int32
 //   Quads                      16 quads of bytes; quad i is bytes 4 i .. 4 i + 3
@@ -58,6 +75,9 @@ namespace {
 constexpr float kExpPoly[6] = {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f,
                                4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
 constexpr float kLog2E = 1.44269504088896341f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
+// 2^r = 1 + r (c[4] + c[3] r + ... + c[0] r^4) within 1e-7 on |r| <= 1/2.
+constexpr float kExp2Poly[5] = {1.3264727e-3f, 9.6715130e-3f, 5.5507336e-2f, 2.4022242e-1f, 6.9314700e-1f};
+constexpr float kExp2Low = -151.0f;
 // exp is 0 below the first and inf above the second; beyond them x is clamped.
 constexpr float kExpLow = -104.0f, kExpHigh = 89.0f;
 

@@ -132,6 +132,21 @@ SG_INLINE F16 exp(F16 x) {
   return quarters([&](int i) { return exp4(x.v[i]); });
 }
 
+SG_INLINE Float4 exp2_4(Float4 x) {
+  const Float4 low = splat(kExp2Low), shift = splat(12582912.0f);  // as in exp4
+  x = low > x ? low : x;
+  const Float4 n = (x + shift) - shift, r = x - n;
+  Float4 poly = splat(kExp2Poly[0]);
+  SG_UNROLL
+  for (int i = 1; i < 5; i++) poly = fma4(poly, r, splat(kExp2Poly[i]));
+  poly = fma4(poly, r, splat(1.0f));
+  const Int4 exponent = __builtin_convertvector(x == x ? n : splat(0.0f), Int4), half = exponent >> 1;
+  return poly * (Float4)((half + 127) << 23) * (Float4)((exponent - half + 127) << 23);
+}
+SG_INLINE F16 exp2(F16 x) {
+  return quarters([&](int i) { return exp2_4(x.v[i]); });
+}
+
 SG_INLINE float reduce_add(F16 x) {
   const Float4 v = (x.v[0] + x.v[2]) + (x.v[1] + x.v[3]);
   return (v[0] + v[2]) + (v[1] + v[3]);
@@ -154,6 +169,16 @@ SG_INLINE Pairs set1_pair(const uint16_t* p) {
   const Uint4 v = {bits, bits, bits, bits};
   return {{v, v, v, v}};
 }
+SG_INLINE void hold(F16&) {}  // registers are few
+SG_INLINE void hold(Pairs&) {}
+
+SG_INLINE Pairs join_pairs(F16 a, F16 b) {
+  Pairs x;
+  for (int i = 0; i < 4; i++) x.v[i] = ((Uint4)a.v[i] >> 16) | ((Uint4)b.v[i] & 0xffff0000);
+  return x;
+}
+SG_INLINE void store_pairs(uint16_t* p, Pairs x) { memcpy(p, &x, sizeof x); }
+
 SG_INLINE F16 dot2(F16 c, Pairs a, Pairs b) {
   return quarters([&](int i) {
     const Float4 a0 = (Float4)(a.v[i] << 16), b0 = (Float4)(b.v[i] << 16);

@@ -88,6 +88,7 @@ class Program:
         pool: Pool,
         isa: str,
         dtype: int,
+        kv_dtype: int,
         max_rows: int,
         head_rows: int,
         num_layers: int,
@@ -185,9 +186,18 @@ def kernel_attend(
     counts: int,
     page_tables: int,
     page_table_stride: int,
-) -> None:
+    kv_dtype: int,
+    out_dtype: int,
+    cos: int = 0,
+    sin: int = 0,
+    rotary_dim: int = 0,
+    fused: bool = False,
+    workers: int = 1,
+    shared_tokens: int = 0,
+) -> tuple[int, int]:
     """
-    Store a batch's keys and values in their pages, then attend: AttendArgs and Batch in csrc/cpu/kernels.h.
+    Store a batch's keys and values in their pages, then attend: AttendArgs and Batch in csrc/cpu.
+    Returns how many tiles there were, and how many pieces of work went ahead of them.
     """
 
 def kernel_sample(

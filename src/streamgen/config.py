@@ -23,6 +23,7 @@ MAX_QUEUED = 1_000_000
 MAX_RUNNING = 65_536
 MAX_NAME = 200  # characters of a tenant's or a request's name
 MAX_WEIGHT = 1e6
+MAX_GROUP = 65_536  # columns that share a scale
 MAX_SECONDS = 1e9
 ISOLATIONS = ("thread", "process")
 
@@ -38,6 +39,7 @@ _UNITS = {
     "gib": 2**30,
     "tib": 2**40,
 }
+_QUANTIZATION = re.compile(r"int(?P<bits>[48])(?:-(?P<group>\d{1,6}|channel))?(?P<symmetric>-symmetric)?", re.ASCII)
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)\s{0,4}([A-Za-z]{0,3})")
 
 
@@ -120,6 +122,47 @@ class Tenant(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise ConfigError(f"tenants: weight: expected > 0 and <= {MAX_WEIGHT:g}, got {weight}", option="tenants")
         _check_int("tenants", self.max_running, low=1, high=MAX_RUNNING)
         _check_int("tenants", self.max_queued, low=0, high=MAX_QUEUED)
+
+
+class Quantization(Struct, frozen=True):
+    """What the option `quantization` asks for: `int8` or `int4`, then a group, then a symmetry, as in
+    `int4-64-symmetric`.
+
+        int8            8 bits, groups of 32 columns with a scale each; always symmetric
+        int4            4 bits, groups of 32 columns with a scale and a zero point each
+        -64  -128 ...   another size of groups, a multiple of 32 that divides every matrix's columns: smaller, coarser
+        -channel        one group for a whole row
+        -symmetric      of int4: no zero points, the middle of the codes is 0
+
+    bits      4 | 8
+    group     columns; None: all
+    """
+
+    bits: int
+    group: int | None
+    is_symmetric: bool
+
+    def __str__(self) -> str:
+        group = "channel" if self.group is None else str(self.group)
+        return f"int{self.bits}-{group}" + ("-symmetric" if self.bits == 4 and self.is_symmetric else "")
+
+
+def parse_quantization(text: str) -> Quantization:
+    """Read the option `quantization`; see `Quantization`.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    match = _QUANTIZATION.fullmatch(text)
+    group = int(match["group"]) if match and match["group"] and match["group"] != "channel" else 32
+    if match is None or not 0 < group <= MAX_GROUP or group % 32 or (match["bits"] == "8" and match["symmetric"]):
+        raise ConfigError(
+            f"quantization: expected 'int8' or 'int4', then perhaps '-' and a multiple of 32 or 'channel', and of int4 "
+            f"perhaps '-symmetric' (as in 'int4-64-symmetric'), got {text[:40]!r}",
+            option="quantization",
+        )
+    bits = int(match["bits"])
+    return Quantization(bits, None if match["group"] == "channel" else group, bits == 8 or bool(match["symmetric"]))
 
 
 class EngineOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -231,8 +274,7 @@ def parse_bytes(text: str) -> int:
 # What a later version brings: option -> (does this value work today, what works today).
 _NOT_YET: dict[str, tuple[Callable[[Any], bool], str]] = {
     "device": (lambda v: v in ("auto", "cpu", ("auto",), ("cpu",)), "'auto' or 'cpu'"),
-    "quantization": (lambda v: v is None, "None, what the checkpoint says"),
-    "kv_dtype": (lambda v: v == "auto", "'auto'"),
+    "kv_dtype": (lambda v: v in ("auto", "int8"), "'auto' or 'int8'"),
     "tensor_parallel": (lambda v: v == 1, "1"),
     "pipeline_parallel": (lambda v: v == 1, "1"),
     "speculation": (lambda v: v is None, "None"),
@@ -254,12 +296,13 @@ def _check_available(options: EngineOptions) -> None:
 
 
 def _check_values(options: EngineOptions) -> None:
-    for name in ("model", "chat_template", "revision", "name"):
+    for name in ("model", "quantization", "chat_template", "revision", "name"):
         _check_text(name, getattr(options, name))
     if options.dtype not in DTYPES:
         raise ConfigError(
             f"dtype: expected one of {', '.join(DTYPES)}, got {str(options.dtype)[:40]!r}", option="dtype"
         )
+    _check_quantization(options)
     for name in ("prefix_cache", "deterministic", "offline"):
         value = getattr(options, name)
         if not isinstance(value, bool):
@@ -276,6 +319,17 @@ def _check_values(options: EngineOptions) -> None:
         )
     _check_seconds("idle_sleep", options.idle_sleep)
     _check_kv_memory(options.kv_memory)
+
+
+def _check_quantization(options: EngineOptions) -> None:
+    if options.quantization is None:
+        return
+    parse_quantization(options.quantization)
+    if options.dtype == "float32":
+        raise ConfigError(
+            "quantization: with dtype 'float32' every weight stays float32, the exact path; leave one of the two out",
+            option="quantization",
+        )
 
 
 def _check_text(name: str, value: Any) -> None:

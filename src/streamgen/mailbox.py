@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import anyio
 from msgspec import Struct
@@ -17,6 +17,9 @@ from msgspec import Struct
 from streamgen import errors
 from streamgen.completion import Completion, Delta, FinishReason, Timings, TokenLogprob, Usage
 from streamgen.errors import StreamgenError
+
+if TYPE_CHECKING:
+    import asyncio
 
 Post: TypeAlias = Callable[..., object]
 """Runs a call on a host's loop: `loop.call_soon_threadsafe` or `token.run_sync_soon`. Equal for the same loop."""
@@ -30,9 +33,8 @@ _ERRORS: dict[str, type[StreamgenError]] = {
 
 def current_post() -> Post:
     """How to reach the loop that runs this code."""
-    trio: Any = sys.modules.get("trio")
-    # NOTE: trio first. As a guest it runs inside another loop, which asyncio would then find.
-    if trio is not None and trio.lowlevel.in_trio_task():
+    trio = _current_trio()
+    if trio is not None:
         post: Post = trio.lowlevel.current_trio_token().run_sync_soon
         return post
     import asyncio
@@ -40,14 +42,54 @@ def current_post() -> Post:
     return asyncio.get_running_loop().call_soon_threadsafe
 
 
+def _current_trio() -> Any:
+    """The module, where a task of its runs this code."""
+    trio: Any = sys.modules.get("trio")
+    # NOTE: looked for before asyncio. As a guest it runs inside another loop, which asyncio would then find.
+    return trio if trio is not None and trio.lowlevel.in_trio_task() else None
+
+
+class WakeEvent(Protocol):
+    """Set once, on the loop or by the thread that it belongs to."""
+
+    def set(self) -> object:
+        """Wake who waits."""
+        ...
+
+
 class Waiter:
     """One reader that waits: a task of a loop (`post` reaches it), or a plain thread (`post` is None)."""
 
     __slots__ = ("event", "post")
 
-    def __init__(self, post: Post | None, event: anyio.Event | threading.Event) -> None:
+    def __init__(self, post: Post | None, event: WakeEvent) -> None:
         self.post = post
         self.event = event
+
+
+class _LoopEvent:
+    """An event of asyncio for one task: anyio's costs several times as much, and each delta needs one."""
+
+    __slots__ = ("_future",)
+
+    def __init__(self) -> None:
+        import asyncio
+
+        self._future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def set(self) -> None:
+        if not self._future.done():  # it is where the task was cancelled
+            self._future.set_result(None)
+
+    async def wait(self) -> None:
+        await self._future
+
+
+def _make_event() -> _LoopEvent:
+    """For the current task of asyncio or trio to wait for."""
+    trio = _current_trio()
+    event: _LoopEvent = _LoopEvent() if trio is None else trio.Event()
+    return event
 
 
 class Wakes:
@@ -100,11 +142,12 @@ class Notifier:
             with self.lock:
                 if is_ready():
                     break
-                waiter = Waiter(current_post(), anyio.Event())
+                event = _make_event()
+                waiter = Waiter(current_post(), event)
                 self._waiters.append(waiter)
             waited = True
             try:
-                await waiter.event.wait()  # type: ignore[misc]  # an anyio.Event here
+                await event.wait()
             finally:
                 self._forget(waiter)
         if not waited:

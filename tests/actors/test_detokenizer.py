@@ -245,8 +245,6 @@ def test_the_shell_passes_everything_on(host: Host) -> None:
     host.progress(finish="stopped")
     assert result(mailbox).stop == "b" and stops == [StopFound(request_id=1)]
     assert failing.end is not None and (failing.end.code, failing.end.message) == ("engine_failed", "gone")
-    actor._sender.close()
-    actor._inbox.close()
 
 
 def oracle(text: bytes, stops: tuple[str, ...], *, include: bool) -> tuple[str, str | None]:

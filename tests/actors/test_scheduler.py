@@ -108,10 +108,6 @@ class Shell:
         self.actor.settle()
         return list(self.sent)
 
-    def close(self) -> None:
-        self.actor._sender.close()
-        self.actor._inbox.close()
-
 
 @pytest.fixture
 def core() -> Core:
@@ -119,10 +115,8 @@ def core() -> Core:
 
 
 @pytest.fixture
-def shell(core: Core) -> Any:
-    shell = Shell(core)
-    yield shell
-    shell.close()
+def shell(core: Core) -> Shell:
+    return Shell(core)
 
 
 def test_two_plans_are_under_way(core: Core, shell: Shell) -> None:

@@ -106,8 +106,8 @@ def test_integer_weights_agree_with_the_reference(
         model.put(1, ids_of(2, 9))
         first = model.logprobs(Chunk(0, 0, 39), Chunk(1, 0, 8))
         found.append(np.concatenate([first, model.logprobs(Chunk(0, 39, 1), Chunk(1, 8, 1))]))
-    # A row that sees itself alone has no rounding but of operands, which is the same in both.
-    np.testing.assert_allclose(found[0][[0, 39]], found[1][[0, 39]], atol=1e-4)
+    # A row that sees itself alone has no rounding but of operands, where halves may go either way.
+    np.testing.assert_allclose(found[0][[0, 39]], found[1][[0, 39]], atol=0.02)
     # Elsewhere probabilities are bfloat16 here and float32 there, and what is next to a border takes another code.
     np.testing.assert_allclose(found[0], found[1], atol=0.08)
     assert np.abs(found[0] - found[1]).mean() < 0.01
@@ -132,6 +132,18 @@ def test_a_row_has_the_same_bits_in_any_company(
             rows.append(beside[30:])
     for other in rows[1:]:
         np.testing.assert_array_equal(rows[0], other)
+
+
+@pytest.mark.parametrize("isa", isa_names())
+def test_pages_of_8_bits(isa: str, program: Program, weights: PackedWeights, packings: dict[str, Packing]) -> None:
+    found: list[Float32Array] = []
+    for backend in (ReferenceBackend(), CpuBackend(isa)):
+        model = ToyModel(backend, program, weights, dtype="bfloat16", packings=packings, kv_dtype="int8")
+        model.put(0, ids_of(1, 40))
+        found.append(np.concatenate([model.logprobs(Chunk(0, 0, 39)), model.logprobs(Chunk(0, 39, 1))]))
+        assert backend.page_bytes(program, "bfloat16", 16, "int8") != backend.page_bytes(program, "bfloat16", 16)
+    np.testing.assert_allclose(found[0], found[1], atol=0.1)
+    assert np.abs(found[0] - found[1]).mean() < 0.012
 
 
 def test_an_operand_that_shares_its_linears_output_is_made_once() -> None:

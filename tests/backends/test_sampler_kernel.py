@@ -349,6 +349,44 @@ def test_tiny_temperature_is_greedy() -> None:
         assert sample(logits, temperature=temperature).token[0] == logits.argmax()
 
 
+def _awkward_logits(vocab: int) -> NDArray[np.float32]:
+    """Rows in which rounding, ties and what is no number decide."""
+    rng = np.random.default_rng(vocab)
+    plain = random_logits(vocab, seed=vocab, rows=8)
+    tied = np.round(plain, 1)
+    near = (rng.integers(0, 4, (8, vocab)) * np.float32(2**-23) + 1).astype(np.float32)  # neighbours, once tempered
+    far = (rng.integers(0, 8, (8, vocab)) * np.float32(2**-24)).astype(np.float32)  # equal, less the largest
+    far[:, 0] = 10
+    broken = plain.copy()
+    broken[:, rng.integers(0, vocab, vocab // 3)] = np.nan
+    broken[0, -1], broken[1, 0], broken[2], broken[3, 0] = np.inf, -np.inf, -np.inf, np.nan
+    return np.concatenate([plain, tied, near, near * np.float32(1e-30), far, plain * np.float32(1e37), broken])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("vocab", [1, 65, 4099, 30000])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"temperature": 0.0},
+        {"temperature": 0.7, "top_k": 20, "top_p": 0.8},
+        {"temperature": 1.3, "top_k": 3},
+        {"temperature": 1e-2, "top_k": 50, "min_p": 0.05},
+        {"temperature": 1e-6, "top_k": 5},
+        {"temperature": 1e9, "top_k": 5},
+        {"temperature": 0.9, "top_k": 40, "typical_p": 0.9},
+        {"temperature": 1.0, "top_p": 0.9},
+    ],
+    ids=str,
+)
+def test_the_short_way_draws_as_the_long_one(isa: str, vocab: int, fields: dict[str, Any]) -> None:
+    logits = _awkward_logits(vocab)
+    fields = {**fields, "position": np.arange(len(logits))}
+    short = sample(logits, isa=isa, **fields).token
+    long = sample(logits, isa=isa, num_top=0, **fields).token  # with log-probabilities a row is always read whole
+    np.testing.assert_array_equal(short, long)
+
+
 def test_ids_outside_the_vocabulary_are_ignored() -> None:
     logits = random_logits(50, seed=1)
     tokens = np.array([[-1, 50, 2**31 - 1, 7, 0]], np.int32)

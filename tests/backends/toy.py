@@ -116,6 +116,7 @@ class ToyModel:
         page_size: int = PAGE_SIZE,
         threads: int = 2,
         packings: Mapping[str, Packing] | None = None,
+        kv_dtype: str = "auto",
     ) -> None:
         pages_each = -(-max_context // page_size)
         options = LoadOptions(
@@ -126,6 +127,7 @@ class ToyModel:
             max_context=max_context,
             threads=threads,
             packings=packings or {},
+            kv_dtype=kv_dtype,
         )
         self.vocab = program.vocab_size
         self.bytes_seen: list[int] = []

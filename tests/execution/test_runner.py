@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from random import Random
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -181,3 +183,95 @@ def test_a_slot_forgets_its_last_sequence(runner: Runner, recorder: Recorder) ->
 def test_copies_come_before_the_step(runner: Runner, recorder: Recorder) -> None:
     run(runner, one(0, 0, 2, begins=(begin(0, 2),), copies=((3, 5), (5, 6))))
     assert recorder.copies == [[[3, 5], [5, 6]]]
+
+
+def decode(slots: tuple[int, ...], starts: tuple[int, ...], **fields: Any) -> StepPlan:
+    """One row each."""
+    ones = (1,) * len(slots)
+    fields = {"pages": ((),) * len(slots), "samples": ones, **fields}
+    return StepPlan(step=0, slots=slots, starts=starts, counts=ones, **fields)
+
+
+def test_decodes_of_the_same_sequences_share_their_arrays(runner: Runner, recorder: Recorder) -> None:
+    run(runner, one(0, 0, 3, begins=(begin(0, 3),)))
+    run(runner, one(2, 0, 2, begins=(begin(2, 2),)))
+    assert run(runner, decode((2, 0), (2, 3))).tokens == ((102,), (103,))
+    assert run(runner, decode((2, 0), (3, 4), pages=((), (7,)))).tokens == ((103,), (104,))
+    first, second = recorder.inputs[2:]
+    assert first is second
+    assert (second.starts.tolist(), second.samples["position"].tolist()) == ([3, 4], [3, 4])
+    assert second.tokens[0, :6].tolist() == [0, 1, 2, 102, 103, 104] and second.page_tables[0, 0] == 7
+
+
+def test_a_newcomer_in_a_slot_gets_arrays_of_its_own(runner: Runner, recorder: Recorder) -> None:
+    run(runner, one(1, 0, 1, begins=(begin(1, 1),)))
+    run(runner, decode((1,), (1,)))
+    greedy = ResolvedSampling(temperature=0.0)
+    assert run(runner, decode((1,), (0,), begins=(begin(1, 1, sampling=greedy),))).tokens == ((100,),)
+    assert recorder.inputs[2].samples["temperature"].tolist() == [0.0]
+
+
+def test_what_a_step_gets_does_not_depend_on_the_steps_before() -> None:
+    """Steps of all kinds, once as they come, and once each as the first of its kind."""
+    num_inputs = [0, 0]
+    for seed in range(20):
+        models = Copies(), Copies()
+        usual, anew = (Runner(model, num_slots=4, max_context=512, page_size=16) for model in models)
+        for plan in random_plans(Random(seed), count=60):
+            anew._decode = None
+            assert usual.execute(plan).tokens == anew.execute(plan).tokens
+        assert models[0].seen == models[1].seen
+        num_inputs = [n + len(set(map(id, model.inputs))) for n, model in zip(num_inputs, models, strict=True)]
+    assert num_inputs[0] < 0.9 * num_inputs[1], "nothing was used again: this tested nothing"
+
+
+class Copies(Recorder):
+    """Keeps what the inputs held, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[dict[str, Any]] = []
+
+    def step(self, inputs: StepInputs, outputs: StepOutputs, wake_fd: int | None = None) -> None:
+        super().step(inputs, outputs, wake_fd)
+        self.seen.append({name: value.tolist() for name, value in msgspec.structs.asdict(inputs).items()})
+
+
+def random_plans(rng: Random, *, count: int) -> list[StepPlan]:
+    """Mostly decodes; now and then a sequence is replaced, left out, or draws twice."""
+    kinds: list[dict[str, Any]] = [
+        {},
+        {"sampling": ResolvedSampling(temperature=0.0)},
+        {"sampling": ResolvedSampling(logit_bias={3: 1.0})},
+        {"sampling": ResolvedSampling(logprobs=2)},
+        {"stop_ids": (5,), "min_length": 40},
+    ]
+    ends: dict[int, int] = {}
+    plans = []
+    for step in range(count):
+        begins, drafts, rows = [], [], []
+        for slot in range(4):
+            if slot not in ends or rng.random() < 0.03:
+                ends[slot] = 0
+                begins.append(begin(slot, 3, **rng.choice(kinds if rng.random() < 0.3 else kinds[:2])))
+            elif rng.random() < 0.03:
+                continue  # paused for a step
+            size = 3 if ends[slot] == 0 else 2 if rng.random() < 0.02 else 1
+            drafts.append((9,) if ends[slot] and size == 2 else ())
+            rows.append((slot, ends[slot], size, size if drafts[-1] else 1))
+            ends[slot] += size
+        slots, starts, counts, samples = zip(*rows, strict=True)
+        pages = tuple((step + slot,) if rng.random() < 0.1 else () for slot in slots)
+        plans.append(
+            StepPlan(
+                step=step,
+                begins=tuple(begins),
+                slots=slots,
+                starts=starts,
+                counts=counts,
+                samples=samples,
+                pages=pages,
+                drafts=tuple(drafts) if any(drafts) else (),
+            )
+        )
+    return plans

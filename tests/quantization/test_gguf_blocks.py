@@ -24,7 +24,7 @@ def random_blocks(type: TensorType, count: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, count * BLOCKS[type].num_bytes, np.uint8)
 
 
-@pytest.mark.parametrize("type", TensorType)
+@pytest.mark.parametrize("type", BLOCKS)
 def test_random_bytes_equal_the_gguf_package_to_the_bit(type: TensorType) -> None:
     data = random_blocks(type, 3000, seed=int(type))
     with np.errstate(all="ignore"):
@@ -34,7 +34,7 @@ def test_random_bytes_equal_the_gguf_package_to_the_bit(type: TensorType) -> Non
     np.testing.assert_array_equal(got, expected.reshape(-1))
 
 
-@pytest.mark.parametrize("type", TensorType)
+@pytest.mark.parametrize("type", BLOCKS)
 def test_chunks_do_not_change_the_values(type: TensorType, monkeypatch: pytest.MonkeyPatch) -> None:
     data = random_blocks(type, 37, seed=1)
     with np.errstate(all="ignore"):
@@ -44,7 +44,7 @@ def test_chunks_do_not_change_the_values(type: TensorType, monkeypatch: pytest.M
 
 
 def test_every_type_has_a_decoder_and_a_block() -> None:
-    assert set(gguf_blocks._DECODERS) == set(TensorType) == set(BLOCKS)
+    assert set(gguf_blocks._DECODERS) == set(BLOCKS) == set(TensorType) - {TensorType.INT4, TensorType.INT8}
 
 
 def test_shape_is_the_tensors() -> None:

@@ -6,20 +6,24 @@ import json
 import os
 import subprocess
 import tempfile
+import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec import Struct
 
-from peersuite.figures import START, Incomplete, Outcome, Timeline, outcome_of
+from ..figures import START, Incomplete, Outcome, Timeline, outcome_of
 
 if TYPE_CHECKING:
-    from peersuite.models import Model
-    from peersuite.works import Work
+    from collections.abc import Iterator
+
+    from ..models import Model
+    from ..works import Work
 
 CHILDREN = Path(__file__).parents[1] / "children"
-TURN_SECONDS = 900.0
+TURN_SECONDS = 300.0
 
 
 class Unable(Exception):
@@ -110,16 +114,15 @@ def _outcome(work: Work, result: dict[str, Any], first: float | None) -> Outcome
     return outcome_of(work, runs)
 
 
-class _limit:  # noqa: N801  # a context manager, used like a function
-    """Kills the process where it takes longer than a turn may."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        import threading
-
-        self._timer = threading.Timer(TURN_SECONDS, process.kill)
-
-    def __enter__(self) -> None:
-        self._timer.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._timer.cancel()
+@contextmanager
+def _limit(process: subprocess.Popen[str]) -> Iterator[None]:
+    """Kills the process where it takes longer than a turn may, and where this one is told to end."""
+    timer = threading.Timer(TURN_SECONDS, process.kill)
+    timer.start()
+    try:
+        yield
+    except BaseException:
+        process.kill()
+        raise
+    finally:
+        timer.cancel()

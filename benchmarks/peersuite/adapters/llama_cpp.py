@@ -14,17 +14,17 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from peersuite.adapters.base import TURN_SECONDS, Setting
-from peersuite.figures import OVERALL, RATE, START, STEADY, Incomplete, Outcome, Timeline, quantile
-from peersuite.figures import outcome_of as outcome_of_runs
-from peersuite.sse import Events, post, wait_until_up
-from peersuite.works import DECODE_IN, DECODE_OUT, Request, Work
+from ..figures import OVERALL, RATE, START, STEADY, Incomplete, Outcome, Timeline, quantile
+from ..figures import outcome_of as outcome_of_runs
+from ..sse import Events, post, wait_until_up
+from ..works import DECODE_IN, DECODE_OUT, Request, Work
+from .base import TURN_SECONDS, Setting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from peersuite.models import Model
+    from ..models import Model
 
 FOLDERS = ("llama.cpp/build/bin", "llama.cpp/bin", "llama.cpp")
 BATCH, MICRO_BATCH = 2048, 512  # its defaults
@@ -108,10 +108,11 @@ class LlamaCpp:
         port = free_port()
         longest = -(-(work.longest + 8) // 64) * 64
         with self._server(path, port, slots=SERVER_SLOTS, context=SERVER_SLOTS * longest):
-            await wait_until_up(port, "/health", TURN_SECONDS)
-            await _warm(port)
-            began = time.perf_counter()
-            runs = await asyncio.gather(*(_read(port, request, began) for request in work.requests))
+            async with asyncio.timeout(TURN_SECONDS):
+                await wait_until_up(port, "/health", TURN_SECONDS)
+                await _warm(port, work.requests[0])
+                began = time.perf_counter()
+                runs = await asyncio.gather(*(_read(port, request, began) for request in work.requests))
         return outcome_of_runs(work, [runs])
 
     @contextmanager
@@ -127,7 +128,7 @@ class LlamaCpp:
                 yield
             except TimeoutError as error:
                 log.seek(0)
-                raise Incomplete(f"llama-server did not get ready: {log.read()[-400:]}") from error
+                raise Incomplete(f"llama-server took more than {TURN_SECONDS:.0f} s: {log.read()[-400:]}") from error
             finally:
                 process.kill()
                 process.wait()
@@ -161,8 +162,8 @@ def _body(ids: tuple[int, ...], max_tokens: int) -> dict[str, Any]:
     }
 
 
-async def _warm(port: int) -> None:
-    await asyncio.gather(*(post(port, "/completion", _body(tuple(range(1000, 1032)), 4)) for _ in range(2)))
+async def _warm(port: int, request: Request) -> None:
+    await asyncio.gather(*(post(port, "/completion", _body(request.ids[:32], 4)) for _ in range(2)))
 
 
 async def _first_token(port: int, work: Work) -> float:

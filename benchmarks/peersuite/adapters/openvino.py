@@ -6,14 +6,14 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from peersuite.adapters.base import CHILDREN, Setting, Unable, run_child
+from .base import CHILDREN, Setting, Unable, run_child
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from peersuite.figures import Outcome
-    from peersuite.models import Model
-    from peersuite.works import Work
+    from ..figures import Outcome
+    from ..models import Model
+    from ..works import Work
 
 FOLDERS = ("ov", "openvino")
 _VERSION = "import openvino_genai; print(openvino_genai.__version__)"

@@ -6,12 +6,12 @@ import sys
 from importlib import metadata
 from typing import TYPE_CHECKING
 
-from peersuite.adapters.base import CHILDREN, Setting, run_child
+from .base import CHILDREN, Setting, run_child
 
 if TYPE_CHECKING:
-    from peersuite.figures import Outcome
-    from peersuite.models import Model
-    from peersuite.works import Work
+    from ..figures import Outcome
+    from ..models import Model
+    from ..works import Work
 
 
 class Ours:

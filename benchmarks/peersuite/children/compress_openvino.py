@@ -10,9 +10,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-import nncf
-import openvino
-import openvino_genai as genai
+import nncf  # type: ignore[import-not-found, import-untyped, unused-ignore]
+import openvino  # type: ignore[import-not-found, import-untyped, unused-ignore]
+import openvino_genai as genai  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
 MODEL = "openvino_model.xml"
 

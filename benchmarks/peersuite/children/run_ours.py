@@ -55,7 +55,7 @@ async def run(task: dict[str, Any]) -> dict[str, Any]:
     options = {"prefix_cache": False, "max_running": max(count, 2), "threads": task["threads"], **task["options"]}
     async with sg.Engine(task["model"], **options) as engine:
         if task["warm"]:
-            warm = {"ids": list(range(1000, 1032)), "max_tokens": 4, "arrival": 0.0}
+            warm = {"ids": task["requests"][0]["ids"][:32], "max_tokens": 4, "arrival": 0.0}
             await Reader(engine, announces=False).run([warm, warm])
         reader = Reader(engine, announces=not task["warm"])
         runs = [await reader.run(task["requests"]) for _ in range(task["repeats"])]

@@ -65,7 +65,7 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
     except (OSError, ValueError, NotImplementedError) as error:
         return {"unable": str(error).strip().splitlines()[-1]}
     if task["warm"]:
-        generate(model, [{"ids": list(range(1000, 1032)), "max_tokens": 4}] * 2, announces=False)
+        generate(model, [{"ids": task["requests"][0]["ids"][:32], "max_tokens": 4}] * 2, announces=False)
     announces = not task["warm"]
     return {"runs": [generate(model, task["requests"], announces=announces) for _ in range(task["repeats"])]}
 

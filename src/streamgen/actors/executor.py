@@ -20,6 +20,11 @@ class ExecutorActor(Actor[ExecutorInbox]):
         super().__init__(capacity=capacity)
         self._device = device
 
+    def post(self, message: ExecutorInbox) -> None:
+        """Queue a plan at the device now: a plan that waited here for its turn would keep an idle device waiting."""
+        if not self._has_ended:
+            self.handle(message)
+
     def handle(self, message: ExecutorInbox) -> None:
         """Queue a plan at the device."""
         self._device.submit(message)

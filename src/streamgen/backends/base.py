@@ -105,6 +105,7 @@ class LoadOptions(Struct, frozen=True, kw_only=True):
     packings    of each matrix, by name; one that is missing is dense
     max_rows    most rows of one step (the head runs in blocks of HEAD_ROWS of them)
     num_pages, page_size   the KV cache
+    kv_dtype    "auto": keys and values are kept in dtype; "int8": in 8 bits with a scale for each token and head
     """
 
     dtype: str
@@ -114,6 +115,7 @@ class LoadOptions(Struct, frozen=True, kw_only=True):
     max_context: int
     threads: int
     packings: Mapping[str, Packing] = {}
+    kv_dtype: str = "auto"
 
 
 class Weights(Protocol):
@@ -189,7 +191,7 @@ class Backend(Protocol):
         """Bytes of activations and scratch."""
         ...
 
-    def page_bytes(self, program: Program, dtype: str, page_size: int) -> int:
+    def page_bytes(self, program: Program, dtype: str, page_size: int, kv_dtype: str = "auto") -> int:
         """Bytes of one page over all layers."""
         ...
 

@@ -54,6 +54,7 @@ _ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2}
 _PANEL = 16  # rows of a packed weight that lie together
 _ALIGNMENT = 128  # bytes between packed weights
 _BLOCK_BYTES = 64  # of an ActivationBlock, 32 quantized activations (csrc/cpu/kernels.h)
+_ATTEND_UNITS = 1024  # states of rows that attention may leave for later (kUnits in csrc/cpu/attend_plan.h)
 _OWN_ROWS = 4  # rows of operands that each worker has for itself (kOwnRows in csrc/cpu/program.cpp)
 _SLICE_BYTES = 4 << 20  # of a stored matrix that are packed at a time: from a slow disk, some tens of milliseconds
 
@@ -92,10 +93,12 @@ class CpuBackend:
         vectors = sum(size for _, size in program.vector_names())
         return _Layout(program, dtype, packings).num_bytes + 4 * vectors
 
-    def page_bytes(self, program: Program, dtype: str, page_size: int) -> int:
-        """Bytes of one page over all layers, keys and values."""
-        element = row_bytes(_DTYPES[dtype], 1)
-        return 2 * program.num_layers * page_size * program.num_kv_heads * program.head_dim * element
+    def page_bytes(self, program: Program, dtype: str, page_size: int, kv_dtype: str = "auto") -> int:
+        """Bytes of one page over all layers, keys and values (csrc/common/paging.h)."""
+        tiles = 2 * program.num_layers * program.num_kv_heads
+        if kv_dtype == "int8":
+            return tiles * (_round_up(page_size * program.head_dim, 4) + 4 * page_size)
+        return tiles * page_size * program.head_dim * row_bytes(_DTYPES[dtype], 1)
 
     def workspace_bytes(self, program: Program, options: LoadOptions) -> int:
         """Bytes of activations, logits, rope tables and sampling scratch."""
@@ -107,7 +110,9 @@ class CpuBackend:
             total += rows * forms.stream_bytes(buffer.width)
             total += (rows + _OWN_ROWS * options.threads) * forms.operand_bytes(buffer.width, _DTYPES[options.dtype])
         ropes = sum(options.max_rows * len(rope.inv_freq) * 8 for rope in program.ropes)
-        return total + ropes + options.threads * (program.vocab_size * 33 + (1 << 20))
+        heads = max(op.num_heads for op in program.ops if isinstance(op, Attend))
+        partials = 4 * _ATTEND_UNITS * heads * (_round_up(program.head_dim, 16) + 32)
+        return total + ropes + partials + options.threads * (program.vocab_size * 33 + (1 << 20))
 
     def load(
         self, program: Program, weights: Weights, options: LoadOptions, on_bytes: Callable[[int], None]
@@ -136,6 +141,7 @@ class CpuModel:
         self._pool: _cpu.Pool | None = _cpu.Pool(options.threads)
         self._layout = _Layout(program, options.dtype, options.packings)
         self._weights: _cpu.Memory | None = _cpu.Memory(self._layout.num_bytes, True)
+        self._known_arrays: tuple[StepInputs, StepOutputs, _cpu.StepArrays] | None = None  # of the last step
         self._vectors: list[Float32Array] = []  # norm weights and biases, alive as long as the program
         try:
             self._pack(weights, on_bytes)
@@ -146,6 +152,7 @@ class CpuModel:
             self._pool,
             self._isa,
             int(self._dtype),
+            int(self._dtype if options.kv_dtype == "auto" else TensorType.INT8),
             options.max_rows,
             _head_rows(options),
             program.num_layers,
@@ -169,6 +176,16 @@ class CpuModel:
         self._program.sample(self._arrays(inputs, outputs), changed.ctypes.data)
 
     def _arrays(self, inputs: StepInputs, outputs: StepOutputs) -> _cpu.StepArrays:
+        """Addresses. The objects of the step before mean the arrays of the step before, with other values in them."""
+        known = self._known_arrays
+        if known is not None and known[0] is inputs and known[1] is outputs:
+            return known[2]
+        arrays = self._make_arrays(inputs, outputs)
+        # Logits may be many megabytes, which are not kept for a step that may never come.
+        self._known_arrays = None if len(outputs.logits) else (inputs, outputs, arrays)
+        return arrays
+
+    def _make_arrays(self, inputs: StepInputs, outputs: StepOutputs) -> _cpu.StepArrays:
         import streamgen._cpu as _cpu
 
         return _cpu.StepArrays(
@@ -234,6 +251,7 @@ class CpuModel:
         self._program = None
         self._pool = None
         self._weights = None
+        self._known_arrays = None
         self._vectors.clear()
 
     def _pack(self, weights: Weights, on_bytes: Callable[[int], None]) -> None:

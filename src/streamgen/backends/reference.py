@@ -28,6 +28,8 @@ from streamgen.models.program import (
     View,
 )
 from streamgen.quantization.gguf_blocks import dequantize
+from streamgen.quantization.groups import values_of
+from streamgen.quantization.rounding import round_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -76,9 +78,10 @@ class ReferenceBackend:
         widened = max(weight.rows * weight.columns for weight in program.linear_weights())
         return 4 * (buffers + 2 * scores * options.max_rows + widened)
 
-    def page_bytes(self, program: Program, dtype: str, page_size: int) -> int:
-        """Bytes of one page over all layers."""
-        return 2 * program.num_layers * page_size * program.num_kv_heads * program.head_dim * _DTYPES[dtype].itemsize
+    def page_bytes(self, program: Program, dtype: str, page_size: int, kv_dtype: str = "auto") -> int:
+        """Bytes of one page over all layers; what is rounded to 8 bits is kept as float32."""
+        element = 4 if kv_dtype == "int8" else _DTYPES[dtype].itemsize
+        return 2 * program.num_layers * page_size * program.num_kv_heads * program.head_dim * element
 
     def load(
         self, program: Program, weights: Weights, options: LoadOptions, on_bytes: Callable[[int], None]
@@ -156,9 +159,9 @@ class ReferenceModel:
     def _read(self, weights: Weights, on_bytes: Callable[[int], None]) -> None:
         num_bytes = 0
 
-        def take(raw: RawTensor, dtype: torch.dtype) -> Tensor:
+        def take(raw: RawTensor, dtype: torch.dtype, packing: Packing | None = None) -> Tensor:
             nonlocal num_bytes
-            tensor = torch.from_numpy(dequantize(raw)).to(self._device, dtype)
+            tensor = torch.from_numpy(packed_values(raw, packing)).to(self._device, dtype)
             weights.done(raw)
             num_bytes += tensor.nbytes
             on_bytes(num_bytes)
@@ -166,7 +169,8 @@ class ReferenceModel:
 
         for w in self._program.linear_weights():
             dtype = torch.float32 if w.name in self._integers else self._dtype
-            self._matrices[w.name] = take(weights.matrix(w.name, w.rows, w.columns), dtype)
+            packing = self._options.packings.get(w.name)
+            self._matrices[w.name] = take(weights.matrix(w.name, w.rows, w.columns), dtype, packing)
         for name, size in self._program.vector_names():
             self._vectors[name] = take(weights.vector(name, size), torch.float32)
 
@@ -174,7 +178,8 @@ class ReferenceModel:
         """One [2, num_pages, page_size, num_kv_heads, head_dim] per layer: keys, values."""
         program, options = self._program, self._options
         shape = (2, options.num_pages, options.page_size, program.num_kv_heads, program.head_dim)
-        return [torch.zeros(shape, dtype=self._dtype, device=self._device) for _ in range(program.num_layers)]
+        dtype = torch.float32 if options.kv_dtype == "int8" else self._dtype
+        return [torch.zeros(shape, dtype=dtype, device=self._device) for _ in range(program.num_layers)]
 
     def _new_buffers(self, num_rows: int) -> list[Tensor]:
         # Operands are float32 too, rounded by the linear that reads them. Host code may have changed torch's default
@@ -225,7 +230,7 @@ class ReferenceModel:
         pages, offsets = batch.row_pages(page_size), batch.positions % page_size
         for view, stored in ((op.k, keys), (op.v, values)):
             rows = _columns(buffers, view).view(-1, op.num_kv_heads, op.head_dim)
-            stored[pages, offsets] = rows.to(self._dtype)
+            stored[pages, offsets] = in_8_bits(rows) if self._options.kv_dtype == "int8" else rows.to(self._dtype)
         # Keys and values are operands; q is rounded like them, because the product q . k is one of two operands.
         q = _columns(buffers, op.q).to(self._dtype).float().view(-1, op.num_heads, op.head_dim)
         out = torch.empty_like(q)
@@ -237,12 +242,26 @@ class ReferenceModel:
         return out.flatten(1)
 
 
+def packed_values(raw: RawTensor, packing: Packing | None) -> Float32Array:
+    """The values of a tensor after packing: integers stay what they are, floats become what they are rounded to."""
+    values = dequantize(raw)
+    if packing is None or not packing.type.is_integer or raw.info.type.is_integer:
+        return values
+    return values_of(round_matrix(values, packing))
+
+
 def quantized(x: Tensor) -> Tensor:
     """x [rows, width] as integer weights see it: 8 bits in groups of 16, of which the largest becomes 127."""
     groups = x.view(len(x), -1, 16)
     most = groups.abs().amax(dim=2, keepdim=True)
     inverse = torch.where(most > 0, 127 / most, 0)
     return (torch.round(groups * inverse) * (most * (1 / 127))).view(x.shape)
+
+
+def in_8_bits(rows: Tensor) -> Tensor:
+    """Keys or values [rows, heads, head_dim] as pages of 8 bits hold them: the largest of a head becomes 127."""
+    most = rows.abs().amax(dim=2, keepdim=True)
+    return torch.round(rows * torch.where(most > 0, 127 / most, 0)) * (most / 127)
 
 
 def rms_norm(x: Tensor, weight: Tensor, op: RmsNorm) -> Tensor:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, overload
 
+import numpy as np
 from msgspec import Struct
 
 from streamgen.errors import CorruptWeights, UnsupportedModel
@@ -88,9 +89,26 @@ class GgufStrings(Sequence[str]):
         return self._blob[self._bounds[i] + 8 : self._bounds[i + 1]].decode("utf-8", "surrogateescape")
 
     def __iter__(self) -> Iterator[str]:
+        return iter(self._decode_together() or self._decode_each())
+
+    def _decode_together(self) -> list[str]:
+        """All of them, several times as fast as one by one; empty where they cannot be told apart then."""
+        data = np.frombuffer(self._blob, np.uint8)
+        starts = np.frombuffer(self._bounds, np.uint64)[:-1].astype(np.int64)
+        is_text = np.ones(len(data), np.bool_)
+        for i in range(7):
+            is_text[starts + i] = False
+        joined = data.copy()
+        joined[starts + 7] = 0  # the last byte of a length becomes a separator
+        try:
+            texts = joined[is_text].tobytes().decode("utf-8").split("\0")[1:]
+        except UnicodeDecodeError:
+            return []
+        return texts if len(texts) == len(self) else []  # a text holds a NUL
+
+    def _decode_each(self) -> list[str]:
         blob = self._blob
-        for start, end in pairwise(self._bounds):
-            yield str(blob[start + 8 : end], "utf-8", "surrogateescape")
+        return [str(blob[start + 8 : end], "utf-8", "surrogateescape") for start, end in pairwise(self._bounds)]
 
     def __repr__(self) -> str:
         return f"<GgufStrings of {len(self)}>"
@@ -236,6 +254,28 @@ def _bools(cursor: _Cursor, count: int, key: str) -> tuple[bool, ...]:
 def _strings(cursor: _Cursor, count: int, key: str) -> GgufStrings:
     """Walk over `count` strings, noting where each starts."""
     cursor.check_count(count, 8, f"strings of {key}")
+    start = cursor.at
+    bounds = _short_bounds(cursor, count) or _bounds(cursor, count, key)
+    return GgufStrings(cursor.take(bounds[-1], key), array("Q", bounds))
+
+
+def _short_bounds(cursor: _Cursor, count: int) -> list[int]:
+    """Where each string starts, by the first bytes of their lengths alone; empty if one has 256 bytes or more."""
+    data, at, bounds = memoryview(cursor.data)[cursor.at :], 0, [0]
+    append = bounds.append
+    try:
+        for _ in range(count):
+            at += 8 + data[at]
+            append(at)
+    except IndexError:
+        return []
+    if at > len(data):
+        return []
+    seen, starts = np.frombuffer(data, np.uint8, at), np.array(bounds[:-1], np.int64)
+    return bounds if not any(seen[starts + i].any() for i in range(1, 8)) else []
+
+
+def _bounds(cursor: _Cursor, count: int, key: str) -> list[int]:
     start, data, unpack = cursor.at, cursor.data, _U64.unpack_from
     at, bounds = start, [0]
     try:
@@ -244,7 +284,7 @@ def _strings(cursor: _Cursor, count: int, key: str) -> GgufStrings:
             bounds.append(at - start)
     except (struct.error, OverflowError) as error:  # the next length would lie beyond the end of the file
         raise cursor.corrupt(f"{key}: string {len(bounds) - 1} lies beyond the end of the file") from error
-    return GgufStrings(cursor.take(at - start, key), array("Q", bounds))
+    return bounds
 
 
 def _alignment(cursor: _Cursor, metadata: dict[str, Any]) -> int:

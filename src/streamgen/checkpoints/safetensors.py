@@ -17,7 +17,9 @@ from types import MappingProxyType
 from typing import Annotated, Any
 
 import msgspec
+import numpy as np
 from msgspec import Struct
+from numpy.typing import NDArray
 
 from streamgen.checkpoints.base import RawTensor, TensorInfo, TokenizerSource
 from streamgen.checkpoints.generation_config import (
@@ -27,13 +29,16 @@ from streamgen.checkpoints.generation_config import (
     token_ids,
 )
 from streamgen.checkpoints.mapped import MappedFile
+from streamgen.checkpoints.quantized import QuantizedWeights
 from streamgen.errors import CorruptWeights, LoadError, ModelNotFound, UnsupportedModel
 from streamgen.models.config import ModelConfig
 from streamgen.quantization.base import BLOCKS, TensorType
+from streamgen.quantization.formats import Part
 from streamgen.sampling import Sampling
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
+QUANTIZATION_KEY = "quantization_config"  # of config.json
 MAX_HEADER_BYTES = 100_000_000  # the safetensors package's own limit
 
 _TYPES = {"F32": TensorType.F32, "F16": TensorType.F16, "BF16": TensorType.BF16}
@@ -80,12 +85,14 @@ class SafetensorsCheckpoint:
         self.model_name = _model_name(path)
         self._files: list[MappedFile] = []
         self._stored: dict[str, _Stored] = {}
+        self._quantized: QuantizedWeights | None = None
         try:
             if path.is_dir():
                 self._open_folder()
             else:
                 self._refuse_lone_shard()
                 self._stored = self._open_file(path)
+            self._quantized = self._find_quantized()
             self._refuse_dtypes()
         except BaseException:
             self.close()
@@ -96,18 +103,19 @@ class SafetensorsCheckpoint:
         """The model's shape, from config.json."""
         from streamgen.models.registry import config_from_hf
 
-        return config_from_hf(self._config_json)
+        ours = {QUANTIZATION_KEY} if self._quantized is not None else set()
+        return config_from_hf({key: value for key, value in self._config_json.items() if key not in ours})
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorInfo]:
-        """Every tensor of a readable dtype by its name."""
-        return MappingProxyType(
-            {
-                name: TensorInfo(name=name, type=_TYPES[stored.dtype], shape=stored.shape, num_bytes=stored.num_bytes)
-                for name, stored in self._stored.items()
-                if stored.dtype in _TYPES
-            }
-        )
+        """Every tensor of a readable dtype by its name; what makes up a quantized matrix is that one tensor."""
+        quantized = self._quantized
+        dense = {
+            name: TensorInfo(name=name, type=_TYPES[stored.dtype], shape=stored.shape, num_bytes=stored.num_bytes)
+            for name, stored in self._stored.items()
+            if stored.dtype in _TYPES and (quantized is None or name not in quantized.hidden)
+        }
+        return MappingProxyType(dense | (quantized.tensors if quantized is not None else {}))
 
     @cached_property
     def tokenizer_source(self) -> TokenizerSource:
@@ -135,23 +143,26 @@ class SafetensorsCheckpoint:
 
     def read(self, name: str) -> RawTensor:
         """The bytes of a tensor. Raises CorruptWeights where it is missing, UnsupportedModel for its dtype."""
+        if self._quantized is not None and name in self._quantized:
+            return self._quantized.read(name)
         stored = self._stored.get(name)
         if stored is None:
             raise CorruptWeights(f"{self.path}: tensor {name!r} is missing")
         if stored.dtype not in _TYPES:
             raise self._unsupported(name, stored.dtype)
-        if not self._files:
-            raise LoadError(f"{self.path}: the checkpoint is closed; open it again to read from it")
-        data = self._files[stored.file].view(stored.offset, stored.num_bytes)
+        data = self._view(name)
         if stored.offset % BLOCKS[_TYPES[stored.dtype]].num_bytes:
             data = data.copy()  # the format does not promise alignment, kernels rely on it
         return RawTensor(info=self.tensors[name], data=data)
 
     def release(self, name: str) -> None:
         """Tell the system that the tensor's mapped bytes are not needed any more."""
-        stored = self._stored[name]
-        if self._files:
-            self._files[stored.file].release(stored.offset, stored.num_bytes)
+        quantized = self._quantized
+        parts = quantized.parts_of(name) if quantized is not None and name in quantized else [name]
+        for part in parts:
+            stored = self._stored[part]
+            if self._files:
+                self._files[stored.file].release(stored.offset, stored.num_bytes)
 
     def close(self) -> None:
         """Unmap the files; idempotent."""
@@ -166,6 +177,25 @@ class SafetensorsCheckpoint:
     @cached_property
     def _generation_config(self) -> dict[str, Any]:
         return read_generation_config(self.folder)
+
+    def _view(self, name: str) -> NDArray[np.uint8]:
+        stored = self._stored[name]
+        if not self._files:
+            raise LoadError(f"{self.path}: the checkpoint is closed; open it again to read from it")
+        return self._files[stored.file].view(stored.offset, stored.num_bytes)
+
+    def _find_quantized(self) -> QuantizedWeights | None:
+        if all(stored.dtype in _TYPES for stored in self._stored.values()):
+            return None  # nothing is quantized, whatever config.json says
+        if not (self.folder / "config.json").is_file():
+            return None
+        config = self._config_json.get(QUANTIZATION_KEY)
+        if not config:
+            return None
+        if not isinstance(config, dict):
+            raise CorruptWeights(f"{self.folder / 'config.json'}: {QUANTIZATION_KEY}: expected a mapping")
+        parts = {name: Part(stored.dtype, stored.shape) for name, stored in self._stored.items()}
+        return QuantizedWeights(config, parts, self._view, str(self.path))
 
     def _open_folder(self) -> None:
         index = self.path / INDEX_FILE
@@ -197,8 +227,9 @@ class SafetensorsCheckpoint:
 
     def _refuse_dtypes(self) -> None:
         """Fail at once for weights; other tensors (an old checkpoint's position_ids) only if somebody reads them."""
+        hidden = self._quantized.hidden if self._quantized is not None else frozenset()
         for name, stored in self._stored.items():
-            if stored.dtype not in _TYPES and name.endswith((".weight", ".bias")):
+            if stored.dtype not in _TYPES and name not in hidden and name.endswith((".weight", ".bias")):
                 raise self._unsupported(name, stored.dtype)
 
     def _unsupported(self, name: str, dtype: str) -> UnsupportedModel:

@@ -27,9 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument("--json", metavar="FILE", help="write the report there too")
     parser.add_argument("--quick", action="store_true", help="one short run of each, and nothing in other processes")
-    parser.add_argument(
-        "--ops", action="store_true", help="instead: where a decode's and a prefill's time goes"
-    )
+    parser.add_argument("--ops", action="store_true", help="instead: where a decode's and a prefill's time goes")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -10,14 +10,14 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from streamgen.cli import bench, chat, doctor, exit_codes, inspect, pull, run, simulate
+from streamgen.cli import bench, chat, doctor, exit_codes, inspect, pull, quantize, run, simulate
 from streamgen.cli.output import complain
 from streamgen.errors import StreamgenError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-COMMANDS = (run, chat, pull, inspect, doctor, bench, simulate)
+COMMANDS = (run, chat, pull, inspect, quantize, doctor, bench, simulate)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

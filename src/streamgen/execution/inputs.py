@@ -1,13 +1,25 @@
-"""A plan as arrays: which rows run, and which of them go through the head."""
+"""A plan as arrays: which rows run, and which of them go through the head.
+
+A step leaves every cache full of weights, so that what Python does before the next one costs several times what a quick
+loop over it shows. Hence `Decode`: as long as the same sequences draw a token each, nothing is built anew.
+"""
 
 from __future__ import annotations
 
+from struct import Struct as Layout
 from typing import TYPE_CHECKING
 
 import numpy as np
 from msgspec import Struct
 
-from streamgen.backends.base import SAMPLE_ROW, Float32Array, Int32Array, StepInputs
+from streamgen.backends.base import (
+    SAMPLE_ROW,
+    Float32Array,
+    Int32Array,
+    StepInputs,
+    StepOutputs,
+    empty_outputs,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,6 +45,47 @@ class HeadRows(Struct):
     samples: tuple[int, ...]
     scores: list[int]
     num_logits: int = 0
+
+
+class Decode:
+    """The arrays of a step in which each sequence has one row and draws one token, to be used for those after it.
+
+    Made of such a step; `repeats` says whether another one is alike in all but its positions, `advance` fills these in.
+    """
+
+    def __init__(self, plan: StepPlan, inputs: StepInputs, head: HeadRows) -> None:
+        self.inputs = inputs
+        self.head = head
+        self.outputs: StepOutputs = empty_outputs(len(head.rows), 0)
+        self._slots = plan.slots
+        self._ones = plan.counts
+        self._starts = inputs.starts.data
+        self._layout = Layout(f"{len(plan.slots)}i")
+        self._positions = head.rows["position"]
+
+    @staticmethod
+    def is_one(plan: StepPlan, slots: Slots, head: HeadRows) -> bool:
+        """Whether a step is a decode, of sequences that want nothing but tokens."""
+        ones = (1,) * len(plan.slots)
+        return (
+            plan.counts == ones == plan.samples
+            and slots.are_plain(plan.slots)
+            and bool((head.rows["num_top"] < 0).all())
+        )
+
+    def repeats(self, plan: StepPlan) -> bool:
+        """Whether these arrays do for a plan that comes next after those that they were used for."""
+        return (
+            plan.slots == self._slots
+            and plan.counts == self._ones
+            and plan.samples == self._ones
+            and not plan.begins  # else a slot may be another sequence's
+        )
+
+    def advance(self, starts: tuple[int, ...]) -> None:
+        """Make them those of a step at these positions."""
+        self._layout.pack_into(self._starts, 0, *starts)
+        self._positions[:] = self.inputs.starts
 
 
 def make_inputs(plan: StepPlan, slots: Slots) -> tuple[StepInputs, HeadRows]:
@@ -128,9 +181,10 @@ def _fill_biases(rows: NDArray[np.void], slots: Slots) -> tuple[Int32Array, Floa
         return _NO_IDS, _NO_VALUES
     ids: list[int] = []
     values: list[float] = []
-    for row in rows:
-        bias = slots.biases.get(int(row["slot"]))
+    for index, slot in enumerate(rows["slot"].tolist()):
+        bias = slots.biases.get(slot)
         if bias:
+            row = rows[index]
             row["bias_start"], row["bias_count"] = len(ids), len(bias)
             ids.extend(bias.keys())
             values.extend(bias.values())
@@ -141,9 +195,10 @@ def _fill_bans(rows: NDArray[np.void], slots: Slots) -> Int32Array:
     if not slots.bans:
         return _NO_IDS
     ids: list[int] = []
-    for row in rows:
-        bans = slots.bans.get(int(row["slot"]))
-        if bans is not None and row["position"] + 1 < bans.min_length:
+    for index, slot in enumerate(rows["slot"].tolist()):
+        bans = slots.bans.get(slot)
+        if bans is not None and rows[index]["position"] + 1 < bans.min_length:
+            row = rows[index]
             row["ban_start"], row["ban_count"] = len(ids), len(bans.ids)
             ids.extend(bans.ids)
     return np.array(ids, np.int32)

@@ -123,7 +123,7 @@ def plan_memory(
         ConfigError: kv_memory or max_context cannot be met.
     """
     free = LEDGER.left()
-    page_bytes = backend.page_bytes(program, dtype, PAGE_SIZE)
+    page_bytes = backend.page_bytes(program, dtype, PAGE_SIZE, options.kv_dtype)
     weights = backend.weight_bytes(program, dtype, packings)
     wanted_context = options.max_context or config.max_context
     load = LoadOptions(
@@ -134,6 +134,7 @@ def plan_memory(
         max_context=wanted_context,
         threads=threads,
         packings=packings,
+        kv_dtype=options.kv_dtype,
     )
     workspace = backend.workspace_bytes(program, load)
     runtime = _RUNTIME_BYTES + _RUNTIME_BYTES_PER_TOKEN * config.vocab_size

@@ -10,15 +10,18 @@ from msgspec import Struct
 from streamgen.backends.base import Backend, LoadedModel, LoadOptions
 from streamgen.backends.select import select_backend
 from streamgen.checkpoints.open import CheckpointWeights, open_checkpoint
-from streamgen.config import EngineOptions, LoadProgress, MemoryPlan
+from streamgen.checkpoints.quantized import UnpackedWeights
+from streamgen.config import EngineOptions, LoadProgress, MemoryPlan, parse_quantization
+from streamgen.errors import ConfigError
 from streamgen.execution.background import Background, LoadCancelled, check_cancelled
 from streamgen.execution.memory import LEDGER, PAGE_SIZE, STEP_ROWS, Promise, plan_memory
 from streamgen.execution.runner import Runner
 from streamgen.execution.threads import available_threads
 from streamgen.hub import resolve_model
+from streamgen.models.program import Embed, Linear
 from streamgen.models.registry import build_program, read_freq_factors
 from streamgen.quantization.base import Packing, TensorType
-from streamgen.quantization.packing import choose_packing
+from streamgen.quantization.packing import asked_packing, choose_packing, is_what_was_asked
 from streamgen.scheduling.scheduler import Limits
 from streamgen.text.chat import ChatTemplates
 from streamgen.text.tokenizer import Tokenizer, load_tokenizer
@@ -26,10 +29,11 @@ from streamgen.text.tokenizer import Tokenizer, load_tokenizer
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from streamgen.checkpoints.base import Checkpoint
+    from streamgen.checkpoints.base import Checkpoint, TensorInfo
+    from streamgen.config import Quantization
     from streamgen.hub_models import OnProgress
     from streamgen.models.config import ModelConfig
-    from streamgen.models.program import Program
+    from streamgen.models.program import LinearWeight, Program
     from streamgen.sampling import Sampling
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -43,13 +47,14 @@ class Prepared:
         try:
             self.options = options
             self.config = self.checkpoint.config
-            self.dtype = choose_dtype(options.dtype, self.checkpoint)
+            asked = None if options.quantization is None else parse_quantization(options.quantization)
+            self.dtype = choose_dtype(options.dtype, self.checkpoint, asked)
             self.threads = options.threads or available_threads()
             max_context = options.max_context or self.config.max_context
             factors = read_freq_factors(self.checkpoint)
             self.program: Program = build_program(self.config, max_context=max_context, freq_factors=factors)
             self.backend: Backend = select_backend(self.program, self.dtype)
-            self.packings = choose_packings(self.program, self.checkpoint, self.dtype)
+            self.packings = choose_packings(self.program, self.checkpoint, self.dtype, asked)
         except BaseException:
             self.checkpoint.close()
             raise
@@ -215,6 +220,7 @@ class _Recipe(Struct):
             max_context=plan.max_context,
             threads=prepared.threads,
             packings=prepared.packings,
+            kv_dtype=prepared.options.kv_dtype,
         )
         return cls(prepared.checkpoint.path, prepared.program, prepared.backend, load)
 
@@ -235,7 +241,8 @@ class _Recipe(Struct):
             check_cancelled(is_cancelled)
             on_packed(done)
 
-        return self.backend.load(self.program, CheckpointWeights(checkpoint), self.options, on_bytes)
+        weights = UnpackedWeights(CheckpointWeights(checkpoint), self.options.packings)
+        return self.backend.load(self.program, weights, self.options, on_bytes)
 
 
 def _counting(promise: Promise, on_progress: OnProgress) -> Callable[[int], None]:
@@ -269,25 +276,58 @@ def _promise_pages(promise: Promise, runner: Runner) -> None:
     promise.planned = promise.plan.cache + promise.plan.workspace
 
 
-def choose_dtype(asked: str, checkpoint: Checkpoint) -> str:
-    """The dtype of weights, operands and pages: float32 checkpoints stay so, everything else runs in bfloat16."""
+def choose_dtype(asked: str, checkpoint: Checkpoint, quantization: Quantization | None = None) -> str:
+    """The dtype of dense weights, operands and pages: float32 checkpoints stay so, everything else runs in bfloat16."""
     if asked != "auto":
         return asked
     info = checkpoint.tensors.get(EMBEDDING)
-    return "float32" if info is not None and info.type is TensorType.F32 else "bfloat16"
+    is_float32 = info is not None and info.type is TensorType.F32 and quantization is None
+    if is_float32 and not any(info.type.is_integer for info in checkpoint.tensors.values()):
+        return "float32"
+    return "bfloat16"
 
 
-def choose_packings(program: Program, checkpoint: Checkpoint, dtype: str) -> dict[str, Packing]:
-    """The packing of every matrix that does not become dense, by name."""
-    packings = {}
+def choose_packings(
+    program: Program, checkpoint: Checkpoint, dtype: str, asked: Quantization | None = None
+) -> dict[str, Packing]:
+    """The packing of every matrix that does not become dense, by name.
+
+    Raises:
+        ConfigError: `asked`, the option `quantization`, does not fit a matrix, or contradicts the checkpoint.
+    """
+    packings, edges = {}, edge_weights(program)
     for weight in program.linear_weights():
         info = checkpoint.tensors.get(f"{weight.name}.weight")
         if info is None:
             continue  # packing says which tensor is missing
         packing = choose_packing(info.type, weight.columns, group=info.group, dtype=dtype)
+        if asked is not None:
+            packing = _asked_packing(asked, weight, info, packing, is_edge=weight.name in edges)
         if packing.type.is_integer:
             packings[weight.name] = packing
     return packings
+
+
+def _asked_packing(
+    asked: Quantization, weight: LinearWeight, info: TensorInfo, stored: Packing, *, is_edge: bool
+) -> Packing:
+    if not info.type.is_integer:
+        return asked_packing(asked, info.name, weight.columns, is_edge=is_edge)
+    if is_what_was_asked(asked, stored, weight.columns, is_edge=is_edge):
+        return stored
+    group = f" in groups of {info.group}" if info.group else ""
+    raise ConfigError(
+        f"quantization: {asked}: the checkpoint is quantized already: tensor {info.name!r} is {info.type.name}{group}; "
+        "leave the option out to run it as it is, or take an unquantized checkpoint",
+        option="quantization",
+    )
+
+
+def edge_weights(program: Program) -> set[str]:
+    """Names of the embedding and the head, which is all that comes after the split."""
+    embeddings = {op.weight.name for op in program.ops if isinstance(op, Embed)}
+    heads = {weight.name for op in program.ops[program.split :] if isinstance(op, Linear) for weight in op.weights}
+    return embeddings | heads
 
 
 def limits_of(plan: MemoryPlan, options: EngineOptions) -> Limits:

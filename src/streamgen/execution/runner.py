@@ -15,7 +15,7 @@ import numpy as np
 from msgspec import Struct
 
 from streamgen.backends.base import LoadedModel, StepOutputs, empty_outputs
-from streamgen.execution.inputs import HeadRows, make_inputs
+from streamgen.execution.inputs import Decode, HeadRows, make_inputs
 from streamgen.execution.processors import PROCESSOR_SECONDS, ProcessorFault, ProcessorRow, ProcessorThread
 from streamgen.execution.slots import Slots
 from streamgen.messages import Fault, StepDone, StepPlan, TokenLogprobs
@@ -46,6 +46,7 @@ class Runner:
         self._model: LoadedModel | None = model
         self._make_slots = partial(Slots, num_slots=num_slots, max_context=max_context, page_size=page_size)
         self._slots = self._make_slots()
+        self._decode: Decode | None = None  # of the last step, if it was one
         self._processors = {} if processors is None else processors
         self._processor_thread = ProcessorThread(processor_seconds)
 
@@ -57,7 +58,20 @@ class Runner:
         model = self._model
         assert model is not None, "the runner sleeps or is closed"
         self._take(plan, model)
+        decode = self._decode
+        if decode is not None and decode.repeats(plan):
+            return _run_decode(decode, plan, model, wake_fd)
         inputs, head = make_inputs(plan, self._slots)
+        if Decode.is_one(plan, self._slots, head):
+            self._decode = decode = Decode(plan, inputs, head)
+            return _run_decode(decode, plan, model, wake_fd)
+        self._decode = None
+        return self._run(plan, model, inputs, head, wake_fd)
+
+    def _run(
+        self, plan: StepPlan, model: LoadedModel, inputs: StepInputs, head: HeadRows, wake_fd: int | None
+    ) -> StepDone:
+        """A step of any kind."""
         width = int(head.rows["num_top"].max(initial=0))
         vocab = model.vocab_size if head.num_logits else 0
         outputs = empty_outputs(len(head.rows), width, num_logits=head.num_logits, vocab=vocab)
@@ -104,9 +118,10 @@ class Runner:
             model.copy_pages(np.array(plan.copies, np.int32))
         for begin in plan.begins:
             self._slots.begin(begin)
-        for slot, pages in zip(plan.slots, plan.pages, strict=True):
-            if pages:
-                self._slots.append_pages(slot, pages)
+        if any(plan.pages):
+            for slot, pages in zip(plan.slots, plan.pages, strict=True):
+                if pages:
+                    self._slots.append_pages(slot, pages)
         for slot, start, drafts in zip(plan.slots, plan.starts, plan.drafts, strict=False):
             if drafts:
                 self._slots.write_ids(slot, start + 1, drafts)
@@ -173,6 +188,14 @@ class _Drawing(Struct, frozen=True):
 
     def indices(self) -> range:
         return range(self.rows.start, self.rows.stop)
+
+
+def _run_decode(decode: Decode, plan: StepPlan, model: LoadedModel, wake_fd: int | None) -> StepDone:
+    decode.advance(plan.starts)
+    started = time.perf_counter()
+    model.step(decode.inputs, decode.outputs, wake_fd)
+    seconds = time.perf_counter() - started
+    return StepDone(step=plan.step, tokens=tuple(zip(decode.outputs.token.tolist())), seconds=seconds)
 
 
 def _results(step: int, head: HeadRows, outputs: StepOutputs, seconds: float, faults: tuple[Fault, ...]) -> StepDone:

@@ -57,6 +57,11 @@ class Slots:
         self.failed: set[int] = set()
         self._num_pages = [0] * num_slots
 
+    def are_plain(self, slots: tuple[int, ...]) -> bool:
+        """Whether none of these has anything that has to be looked at in every step."""
+        tables = (self.biases, self.bans, self.scores, self.processors)
+        return not any(slot in table for table in tables if table for slot in slots)
+
     def begin(self, begin: Begin) -> None:
         """A sequence takes a slot."""
         slot = begin.slot

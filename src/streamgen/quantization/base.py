@@ -24,9 +24,8 @@ class TensorType(IntEnum):
     Q5_K = 13
     Q6_K = 14
     BF16 = 30
-    INT4 = (
-        1000  # groups of `group` values: w = scale * (code - zero). Stored: scale f16, zero u8, 0, then a byte a code
-    )
+    # Groups of a size said beside: w = scale * (code - zero). Stored: scale f16, zero u8, 0, then a byte a code.
+    INT4 = 1000
     INT8 = 1001
 
     @property

@@ -1,4 +1,4 @@
-"""Reference dequantization of every element type a checkpoint may hold, in numpy.
+"""Reference dequantization of every element type a checkpoint may hold, in numpy (groups: `groups.py`).
 
 It defines what the stored bytes mean; the kernels are tested against it. Layouts and the order of operations are those
 of ggml (https://github.com/ggml-org/ggml, ggml-common.h and ggml-quants.c), so that float32 results agree to the bit.
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamgen.quantization.base import BLOCKS, TensorType
+from streamgen.quantization.groups import load, values_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +30,11 @@ _CHUNK_VALUES = 1 << 20  # values turned at once: temporaries are several times 
 
 def dequantize(raw: RawTensor) -> Floats:
     """The values of a tensor, [*info.shape], with rows in the checkpoint's own order (`rope_heads` undone)."""
-    values = dequantize_bytes(raw.data, raw.info.type).reshape(raw.info.shape)
+    info = raw.info
+    if info.type in BLOCKS:
+        values = dequantize_bytes(raw.data, info.type).reshape(info.shape)
+    else:
+        values = values_of(load(raw.data, info.type, rows=info.shape[0], group=info.group))
     return values if raw.rope_heads is None else unpermute_rows(values, raw.rope_heads)
 
 

@@ -6,7 +6,9 @@ ids, this follows llama.cpp.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from itertools import repeat
+from operator import contains
+from typing import TYPE_CHECKING, Any
 
 import tokenizers
 from tokenizers import models, pre_tokenizers
@@ -51,6 +53,8 @@ class _Metadata:
         self._metadata = metadata
         self.tokens = _strings(self._array("tokens"), "tokens")
         self.types = self._token_types()
+        normal = int(TokenType.NORMAL)  # nearly all are, and comparing with a member of an enumeration is slow
+        self.unusual = [(i, kind) for i, kind in enumerate(self.types) if kind != normal]
 
     def text(self, key: str) -> str | None:
         value: str | None = self._scalar(key, str)
@@ -71,12 +75,15 @@ class _Metadata:
 
     def merges(self) -> list[tuple[str, str]]:
         """The merges, best first. Of a merge that is there twice the first counts, as in llama.cpp."""
-        texts = dict.fromkeys(_strings(self._array("merges"), "merges"))
-        merges = [tuple(text.split(" ")) for text in texts]  # byte-level pieces hold no plain space
-        if set(map(len, merges)) != {2} or any("" in merge for merge in merges):
-            wrong = next(text for text, merge in zip(texts, merges, strict=True) if len(merge) != 2 or "" in merge)
+        texts = _strings(self._array("merges"), "merges")
+        if len(set(texts)) != len(texts):
+            texts = list(dict.fromkeys(texts))
+        pieces = " ".join(texts).split(" ")  # byte-level pieces hold no plain space
+        # One space each: so many in all, and none without any.
+        if len(pieces) != 2 * len(texts) or not all(map(contains, texts, repeat(" "))) or "" in pieces:
+            wrong = next(text for text in texts if text.count(" ") != 1 or "" in text.split(" "))
             raise CorruptWeights(f"{_PREFIX}merges: expected two pieces and a space between, got {wrong[:32]!r}")
-        return cast("list[tuple[str, str]]", merges)
+        return list(zip(pieces[::2], pieces[1::2], strict=True))
 
     def scores(self) -> list[float]:
         """One score per token."""
@@ -90,7 +97,7 @@ class _Metadata:
     def end_ids(self) -> tuple[int, ...]:
         """Every id that ends a text: the one the file names first, then the end-of-turn tokens it knows."""
         named = [self.token_id(key) for key in ("eos_token_id", "eot_token_id", "eom_token_id")]
-        by_text = [i for i, kind in enumerate(self.types) if kind == TokenType.CONTROL and self.tokens[i] in _END_TEXTS]
+        by_text = [i for i in self.ids_of_type(TokenType.CONTROL) if self.tokens[i] in _END_TEXTS]
         return tuple(dict.fromkeys(i for i in (*named, *by_text) if i is not None))
 
     def token_names(self, bos_id: int | None) -> dict[str, str]:
@@ -100,12 +107,13 @@ class _Metadata:
         return {name: self.tokens[token_id] for name, token_id in ids.items() if token_id is not None}
 
     def ids_of_type(self, *kinds: TokenType) -> list[int]:
-        return [i for i, kind in enumerate(self.types) if kind in kinds]
+        """Ids of these kinds, of which none is NORMAL."""
+        return [i for i, kind in self.unusual if kind in kinds]
 
     def _token_types(self) -> list[int]:
         if f"{_PREFIX}token_type" not in self._metadata:
             return [int(TokenType.NORMAL)] * len(self.tokens)
-        types = [int(kind) for kind in self._array("token_type")]
+        types = list(map(int, self._array("token_type")))
         if len(types) != len(self.tokens):
             raise CorruptWeights(f"{_PREFIX}token_type: expected {len(self.tokens)} (one per token), got {len(types)}")
         return types
@@ -130,7 +138,7 @@ class _Metadata:
 
 def _strings(values: Sequence[Any], key: str) -> list[str]:
     texts = list(values)
-    if not all(type(text) is str for text in texts):
+    if set(map(type, texts)) != {str}:
         raise CorruptWeights(f"{_PREFIX}{key}: expected strings")
     return texts
 
@@ -145,7 +153,7 @@ def _build_byte_level(metadata: _Metadata, source: TokenizerSource) -> Vocabular
     splits = [pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated") for pattern in pre.patterns]
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
     core.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
-    add_tokens(core, metadata.tokens, metadata.types)
+    add_tokens(core, ((metadata.tokens[i], kind) for i, kind in metadata.unusual))
     bos_id = source.bos_id if source.bos_id is not None else metadata.token_id("bos_token_id")
     return Vocabulary(
         core=core,

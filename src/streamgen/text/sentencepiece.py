@@ -113,7 +113,7 @@ def build_vocabulary(
         core = tokenizers.Tokenizer(_make_model(pieces, ids))
         core.normalizer = _make_normalizer(pieces)
         core.pre_tokenizer = _make_pre_tokenizer(pieces)
-    add_tokens(core, pieces.texts, pieces.types)
+    add_tokens(core, zip(pieces.texts, pieces.types, strict=True))
     return Vocabulary(
         core=core,
         size=len(pieces.texts),

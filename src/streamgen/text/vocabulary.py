@@ -17,7 +17,7 @@ from msgspec import Struct
 from streamgen.errors import CorruptWeights
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
 
 NUM_BYTES = 256
 
@@ -71,10 +71,13 @@ def config_token_names(config: Mapping[str, Any]) -> dict[str, str]:
     return names
 
 
-def add_tokens(core: tokenizers.Tokenizer, texts: Sequence[str], types: Sequence[int]) -> None:
-    """Make control and user-defined pieces known to `core` as tokens that text can name. They keep their ids."""
+def add_tokens(core: tokenizers.Tokenizer, pieces: Iterable[tuple[str, int]]) -> None:
+    """Make control and user-defined pieces known to `core` as tokens that text can name. They keep their ids.
+
+    pieces   text and type of each; those of other types are passed over
+    """
     special, plain = [], []
-    for text, kind in zip(texts, types, strict=True):
+    for text, kind in pieces:
         if kind in SPECIAL_TYPES:
             special.append(tokenizers.AddedToken(text, normalized=False, special=True))
         elif kind == TokenType.USER_DEFINED:

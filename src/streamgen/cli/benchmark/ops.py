@@ -1,7 +1,7 @@
 """Where a step's time goes, op by op, each beside what bounds it: reading its weights, or its arithmetic.
 
-The program is run directly, without an engine: a step of so many rows again and again. Ops of one kind are added up over
-the layers; what an op waits for at its end counts as its own.
+The program is run directly, without an engine: a step of so many rows again and again. Ops of one kind are added up
+over the layers; what an op waits for at its end counts as its own.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class StepShape(Struct, frozen=True):
 
 
 class OpCost(Struct):
-    """One kind of op over all layers, in one step. weight_bytes: what it reads of weights; flops: products of linears."""
+    """One kind of op over all layers, in one step. weight_bytes: of weights that it reads; flops: linears alone."""
 
     name: str
     seconds: float = 0.0
