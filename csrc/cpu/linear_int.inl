@@ -32,7 +32,8 @@ struct Type {
   static constexpr int kBits = kCodeBits;
   static constexpr Head kHead = kSuperHead;
   static constexpr bool kMin = kHead != Head::Scale && kHead != Head::K6;
-  using Kind = sg::Kind<kMin, kHead == Head::K6, kMin ? 0 : kBits - 1>;
+  // Codes of 8 bits always have a bias: without it products of pairs pass 16 bits where the processor adds them there.
+  using Kind = sg::Kind<kMin, kHead == Head::K6, kMin && kBits != 8 ? 0 : kBits - 1>;
 };
 
 // Products of R rows with 16 columns of a block, in two steps of 16 columns: kHalf 0 and 1.
@@ -99,7 +100,7 @@ __attribute__((noinline)) void int_panel_rows(const LinearArgs& a, const uint8_t
       stream_quads<Type, R, 0, 4>(x, a.x_stride, block, high, sums);
       sums.turn(x, a.x_stride);
       stream_quads<Type, R, 4, 8>(x, a.x_stride, block, high, sums);
-      sums.finish(x, a.x_stride, scales_of<Type::kHead>(panel, b), out);
+      sums.finish(x, a.x_stride, scales_of<Type::kHead, Type::Kind::kBias>(panel, b), out);
     }
   }
   SG_UNROLL

@@ -46,12 +46,16 @@ struct BlockScales {
   F16 min;            // where the type has any
 };
 
-template <Head kHead>
+// kBias: of the integer sum, which takes off 2^kBias from each code; what a zero point differs from that is the min.
+template <Head kHead, int kBias>
 SG_INLINE BlockScales scales_of(const uint8_t* head, int block_in_super) {
   const F16 d = load_half(reinterpret_cast<const uint16_t*>(head));
   if constexpr (kHead == Head::Scale) return {d, d, d};
   if constexpr (kHead == Head::ScaleMin) return {d, d, load_half(reinterpret_cast<const uint16_t*>(head + 32))};
-  if constexpr (kHead == Head::ScaleZero) return {d, d, sub(zero(), mul(d, load_u8(head + 32)))};
+  if constexpr (kHead == Head::ScaleZero) {
+    const F16 bias = kBias == 0 ? zero() : set1(float(1 << kBias));
+    return {d, d, mul(d, sub(bias, load_u8(head + 32)))};
+  }
   if constexpr (kHead == Head::K) {
     const F16 e = load_half(reinterpret_cast<const uint16_t*>(head + 32));
     const F16 min = mul(e, load_u8(head + 192 + 16 * block_in_super));

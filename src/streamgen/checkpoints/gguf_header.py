@@ -254,7 +254,6 @@ def _bools(cursor: _Cursor, count: int, key: str) -> tuple[bool, ...]:
 def _strings(cursor: _Cursor, count: int, key: str) -> GgufStrings:
     """Walk over `count` strings, noting where each starts."""
     cursor.check_count(count, 8, f"strings of {key}")
-    start = cursor.at
     bounds = _short_bounds(cursor, count) or _bounds(cursor, count, key)
     return GgufStrings(cursor.take(bounds[-1], key), array("Q", bounds))
 

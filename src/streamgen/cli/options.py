@@ -30,7 +30,7 @@ SAMPLING_FIELDS = (
     "seed",
     "logprobs",
 )
-ENGINE_FIELDS = ("dtype", "threads", "kv_memory", "max_context")
+ENGINE_FIELDS = ("dtype", "quantization", "kv_dtype", "threads", "kv_memory", "max_context")
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +40,10 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group = parser.add_argument_group("engine")
     group.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), help="of weights, operands and cache")
+    group.add_argument(
+        "--quantization", metavar="KIND", help="round a float checkpoint when it is loaded: int8, int4, int4-64 ..."
+    )
+    group.add_argument("--kv-dtype", choices=("auto", "int8"), help="of the cache")
     group.add_argument("--threads", type=int, metavar="N", help="default: what affinity and the cgroup allow")
     group.add_argument("--kv-memory", type=_kv_memory, metavar="SIZE", help="cache: 2GiB, or 0.3 of what is free")
     group.add_argument("--max-context", type=int, metavar="N", help="longest prompt and answer together, in tokens")
