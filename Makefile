@@ -7,6 +7,9 @@
 #   make bench     the figures of README.md, into docs/benchmarks/
 #   make chaos     10,000 requests, cancelled and broken at random     make soak   120 % load for SOAK_MINUTES
 #   make lag       how late a host's loop runs, here and under other engines, into docs/benchmarks/
+#   make test-arm64  kernels for arm64, cross-built and run under an emulator
+#   make sanitize  kernels, pool and programs under address, undefined-behaviour and thread sanitizers
+#   make fuzz      damaged GGUF files for FUZZ_MINUTES
 #   make test-slow the slow tests, at most SLOW_SECONDS    make clean    remove .venv and build
 #
 # TORCH    which torch to install; its CPU build is taken where one is offered (a CUDA build is gigabytes)
@@ -20,6 +23,7 @@ SLOW_MODEL ?= qwen2.5-coder-0.5b-instruct
 PYTEST_ARGS ?=
 SOAK_MINUTES ?= 10
 CHAOS_REQUESTS ?= 10000
+FUZZ_MINUTES ?= 10
 QUESTION ?= Name three rivers of Europe, and say in a sentence where one of them ends.
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; do \
@@ -30,8 +34,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 STAMPS := $(VENV)/stamps
 CPP := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.inl)
+NATIVE_TESTS := $(wildcard tests/native/*.cpp tests/native/*.h)
 
-.PHONY: demo test test-slow lint types format bench chaos soak lag clean tools
+.PHONY: demo test test-slow test-arm64 sanitize fuzz lint types format bench chaos soak lag clean tools
 .DELETE_ON_ERROR:
 
 demo: $(STAMPS)/package $(STAMPS)/model
@@ -47,15 +52,24 @@ test-slow: $(STAMPS)/package $(STAMPS)/test $(STAMPS)/model
 	@$(BIN)/python -m tests.real_models $(SLOW_MODEL) || echo "it cannot be fetched here: tests that need it will skip"
 	@$(BIN)/python -m pytest -m slow --session-timeout=$(SLOW_SECONDS) $(PYTEST_ARGS) || test $$? -eq 5
 
+test-arm64: $(STAMPS)/test
+	@$(BIN)/python -m tests.native.build arm64
+
+sanitize: $(STAMPS)/test
+	@$(BIN)/python -m tests.native.build asan tsan
+
+fuzz: $(STAMPS)/package $(STAMPS)/test
+	@$(BIN)/python -m tests.checkpoints.gguf_fuzz --minutes $(FUZZ_MINUTES)
+
 lint: $(STAMPS)/dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(if $(CPP),$(BIN)/clang-format --dry-run --Werror $(CPP))
+	@$(if $(CPP),$(BIN)/clang-format --dry-run --Werror $(CPP) $(NATIVE_TESTS))
 
 format: $(STAMPS)/dev
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
-	@$(if $(CPP),$(BIN)/clang-format -i $(CPP))
+	@$(if $(CPP),$(BIN)/clang-format -i $(CPP) $(NATIVE_TESTS))
 
 types: $(STAMPS)/package $(STAMPS)/test $(STAMPS)/dev
 	@$(BIN)/mypy
@@ -99,7 +113,7 @@ $(STAMPS)/torch: | $(STAMPS)/venv
 	  $(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
 	@touch $@
 
-$(STAMPS)/package: pyproject.toml CMakeLists.txt $(CPP) | $(STAMPS)/torch
+$(STAMPS)/package: pyproject.toml CMakeLists.txt csrc/CMakeLists.txt $(CPP) | $(STAMPS)/torch
 	@echo "[3/4] building and installing streamgen"
 	@$(PIP) install --editable .
 	@touch $@

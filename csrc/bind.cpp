@@ -233,8 +233,9 @@ const Kernels& kernels_named(const std::string& isa) {
 
 std::vector<std::string> isa_names() {
   std::vector<std::string> names;
-  for (const Kernels* kernels : {kernels_avx512bf16(), kernels_avx512(), kernels_avx2(), kernels_generic()})
-    if (kernels != nullptr) names.push_back(kernels->name);
+  const Kernels* tables[kMostLevels];
+  const int count = available_kernels(tables);
+  for (int i = 0; i < count; ++i) names.push_back(tables[i]->name);
   return names;
 }
 

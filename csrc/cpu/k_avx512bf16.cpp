@@ -6,9 +6,7 @@ namespace sg {
 
 const Kernels* kernels_avx512bf16() {
   static constexpr Kernels table = kernel_table("avx512bf16");
-  return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") && kernels_avx512() != nullptr
-             ? &table
-             : nullptr;
+  return __builtin_cpu_supports("avx512bf16") && kernels_avx512vnni() != nullptr ? &table : nullptr;
 }
 
 }  // namespace sg

@@ -127,7 +127,7 @@ struct PackArgs {
 };
 
 struct Kernels {
-  const char* name;  // generic | avx2 | avx512 | avx512bf16
+  const char* name;  // that of the unit: k_*.cpp
   int64_t (*linear_items)(const LinearArgs&);
   void (*linear)(const LinearArgs&, int64_t begin, int64_t end);
   void (*rms_norm)(const RmsNormArgs&, int64_t begin, int64_t end);
@@ -152,11 +152,19 @@ struct Kernels {
   float (*read)(const float* x, int64_t n);
 };
 
-// Each is null where this build or this processor does not have it.
+// One for each unit of this build; null where this processor does not run it.
 const Kernels* kernels_generic();
 const Kernels* kernels_avx2();
 const Kernels* kernels_avx512();
+const Kernels* kernels_avx512vnni();
 const Kernels* kernels_avx512bf16();
+const Kernels* kernels_neon();
+const Kernels* kernels_dotprod();
+const Kernels* kernels_i8mm();
+
+// All that this processor runs, the best first; returns how many there are.
+constexpr int kMostLevels = 8;
+int available_kernels(const Kernels* (&tables)[kMostLevels]);
 
 // The best table this processor runs, not above `limit` (a name, or null for no limit). Throws on an unknown name.
 const Kernels* select_kernels(const char* limit);

@@ -32,8 +32,9 @@ struct Type {
   static constexpr int kBits = kCodeBits;
   static constexpr Head kHead = kSuperHead;
   static constexpr bool kMin = kHead != Head::Scale && kHead != Head::K6;
-  // Codes of 8 bits always have a bias: without it products of pairs pass 16 bits where the processor adds them there.
-  using Kind = sg::Kind<kMin, kHead == Head::K6, kMin && kBits != 8 ? 0 : kBits - 1>;
+  // 8-bit codes always have their bias: see dot4.
+  static constexpr int kShift = kMin && kBits != 8 ? 0 : kBits - 1;
+  using Kind = sg::Kind<kMin, kHead == Head::K6, kShift>;
 };
 
 // Products of R rows with 16 columns of a block, in two steps of 16 columns: kHalf 0 and 1.
@@ -55,7 +56,10 @@ struct BlockSums {
   // After half 0.
   SG_INLINE_MEMBER void turn(const ActivationBlock* x, int64_t x_stride) {
     SG_UNROLL
-    for (int r = 0; r < R; r++) scaled[r] = mul(to_float(sums[r]), set1(x[r * x_stride].scales[0]));
+    for (int r = 0; r < R; r++) {
+      const F16 first = finish_dot<Kind::kBias>(sums[r], x[r * x_stride].negative_sums);
+      scaled[r] = mul(first, set1(x[r * x_stride].scales[0]));
+    }
     start(x, x_stride, 1);
   }
 
@@ -63,7 +67,8 @@ struct BlockSums {
   SG_INLINE_MEMBER void finish(const ActivationBlock* x, int64_t x_stride, const BlockScales& w, F16 (&out)[R]) {
     SG_UNROLL
     for (int r = 0; r < R; r++) {
-      const F16 second = to_float(sums[r]), scale = set1(x[r * x_stride].scales[1]);
+      const F16 second = finish_dot<Kind::kBias>(sums[r], x[r * x_stride].negative_sums + 1);
+      const F16 scale = set1(x[r * x_stride].scales[1]);
       if constexpr (Kind::kFine) {
         out[r] = fma(mul(second, scale), w.second, fma(scaled[r], w.scale, out[r]));
       } else {
@@ -100,7 +105,7 @@ __attribute__((noinline)) void int_panel_rows(const LinearArgs& a, const uint8_t
       stream_quads<Type, R, 0, 4>(x, a.x_stride, block, high, sums);
       sums.turn(x, a.x_stride);
       stream_quads<Type, R, 4, 8>(x, a.x_stride, block, high, sums);
-      sums.finish(x, a.x_stride, scales_of<Type::kHead, Type::Kind::kBias>(panel, b), out);
+      sums.finish(x, a.x_stride, scales_of<Type::kHead, Type::kBits>(panel, b), out);
     }
   }
   SG_UNROLL

@@ -7,7 +7,7 @@
 namespace sg {
 namespace {
 
-constexpr int kTileRows = 6, kTileSums = 6, kIntRows = 2;
+constexpr int kTileRows = 4, kTileSums = 6, kIntRows = 4;
 
 struct F16 {
   __m256 lo, hi;
@@ -201,13 +201,13 @@ SG_INLINE Quads left(Quads x) {
   return {_mm256_slli_epi16(x.lo, kBits), _mm256_slli_epi16(x.hi, kBits)};
 }
 
-// Products of 16 bits must not overflow: 2 x 127 x 127 does not, 2 x 255 x 127 would, so 8-bit codes turn signed, and
+// Sums of 16 bits, two for each output, as long as they hold what they sum up; the bias goes into the sum of 32 bits.
+// With 8-bit codes not even two products fit (2 x 127 x 127 would, 2 x 255 x 127 does not), so these turn signed, and
 // the magnitude of one factor meets the other with its sign.
+constexpr bool sums_are_short(int bias) { return bias < 5; }
 template <int kBias>
-SG_INLINE I16 start_dot(const int32_t* negative_sum) {
-  if (kBias == 0 || kBias == 7) return {_mm256_setzero_si256(), _mm256_setzero_si256()};
-  const __m256i start = _mm256_slli_epi32(_mm256_set1_epi32(*negative_sum), kBias);
-  return {start, start};
+SG_INLINE I16 start_dot(const int32_t*) {
+  return {_mm256_setzero_si256(), _mm256_setzero_si256()};
 }
 template <int kBias>
 SG_INLINE __m256i dot4_half(__m256i c, __m256i w, __m256i x) {
@@ -216,7 +216,9 @@ SG_INLINE __m256i dot4_half(__m256i c, __m256i w, __m256i x) {
     x = _mm256_sign_epi8(x, w);
     w = _mm256_abs_epi8(w);
   }
-  return _mm256_add_epi32(c, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1)));
+  const __m256i pairs = _mm256_maddubs_epi16(w, x);
+  if (sums_are_short(kBias)) return _mm256_add_epi16(c, pairs);
+  return _mm256_add_epi32(c, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
 template <int kBias>
 SG_INLINE I16 dot4(I16 c, Quads w, const int8_t* x) {
@@ -225,8 +227,19 @@ SG_INLINE I16 dot4(I16 c, Quads w, const int8_t* x) {
   const __m256i quad = _mm256_set1_epi32(bits);
   return {dot4_half<kBias>(c.lo, w.lo, quad), dot4_half<kBias>(c.hi, w.hi, quad)};
 }
+template <int kBias>
+SG_INLINE F16 finish_dot(I16 c, const int32_t* negative_sum) {
+  if (sums_are_short(kBias)) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    c = {_mm256_madd_epi16(c.lo, ones), _mm256_madd_epi16(c.hi, ones)};
+  }
+  if (kBias > 0 && kBias < 7) {
+    const __m256i start = _mm256_set1_epi32(*negative_sum * (1 << kBias));
+    c = {_mm256_add_epi32(c.lo, start), _mm256_add_epi32(c.hi, start)};
+  }
+  return {_mm256_cvtepi32_ps(c.lo), _mm256_cvtepi32_ps(c.hi)};
+}
 
-SG_INLINE F16 to_float(I16 x) { return {_mm256_cvtepi32_ps(x.lo), _mm256_cvtepi32_ps(x.hi)}; }
 SG_INLINE F16 load_half(const uint16_t* p) {
   return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)),
           _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(p + 8)))};

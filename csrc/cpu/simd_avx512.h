@@ -179,13 +179,18 @@ template <int kBias>
 SG_INLINE I16 dot4(I16 c, Quads w, const int8_t* x) {
   return {_mm512_dpbusd_epi32(c.v, w.v, set1_quad(x))};
 }
-#else
-// Products of 16 bits must not overflow: 2 x 127 x 127 does not, 2 x 255 x 127 would, so 8-bit codes turn signed, and
-// the magnitude of one factor meets the other with its sign.
 template <int kBias>
-SG_INLINE I16 start_dot(const int32_t* negative_sum) {
-  if (kBias == 0 || kBias == 7) return {_mm512_setzero_si512()};
-  return {_mm512_slli_epi32(_mm512_set1_epi32(*negative_sum), kBias)};
+SG_INLINE F16 finish_dot(I16 c, const int32_t*) {
+  return {_mm512_cvtepi32_ps(c.v)};
+}
+#else
+// Sums of 16 bits, two for each output, as long as they hold what they sum up; the bias goes into the sum of 32 bits.
+// With 8-bit codes not even two products fit (2 x 127 x 127 would, 2 x 255 x 127 does not), so these turn signed, and
+// the magnitude of one factor meets the other with its sign.
+constexpr bool sums_are_short(int bias) { return bias < 5; }
+template <int kBias>
+SG_INLINE I16 start_dot(const int32_t*) {
+  return {_mm512_setzero_si512()};
 }
 template <int kBias>
 SG_INLINE I16 dot4(I16 c, Quads w, const int8_t* x) {
@@ -197,11 +202,17 @@ SG_INLINE I16 dot4(I16 c, Quads w, const int8_t* x) {
     values = _mm512_mask_sub_epi8(values, negative, _mm512_setzero_si512(), values);
   }
   const __m512i pairs = _mm512_maddubs_epi16(codes, values);
+  if (sums_are_short(kBias)) return {_mm512_add_epi16(c.v, pairs)};
   return {_mm512_add_epi32(c.v, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))};
+}
+template <int kBias>
+SG_INLINE F16 finish_dot(I16 c, const int32_t* negative_sum) {
+  __m512i sum = sums_are_short(kBias) ? _mm512_madd_epi16(c.v, _mm512_set1_epi16(1)) : c.v;
+  if (kBias > 0 && kBias < 7) sum = _mm512_add_epi32(sum, _mm512_set1_epi32(*negative_sum * (1 << kBias)));
+  return {_mm512_cvtepi32_ps(sum)};
 }
 #endif
 
-SG_INLINE F16 to_float(I16 x) { return {_mm512_cvtepi32_ps(x.v)}; }
 SG_INLINE F16 load_half(const uint16_t* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))}; }
 SG_INLINE F16 load_u8(const uint8_t* p) {
   return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)))};

@@ -1,4 +1,4 @@
-// What the three simd_*.h have in common. Each gives the same names in an anonymous namespace, so that the .inl files
+// What the simd_*.h have in common. Each gives the same names in an anonymous namespace, so that the .inl files
 // are written once and a unit (k_*.cpp) gets its own copy of everything; nothing here may have external linkage,
 // because the linker would keep one copy of it, perhaps one with AVX-512 code.
 //
@@ -21,33 +21,21 @@
 //   dot2(c, a, b)              c + a0 * b0 + a1 * b1, lane by lane
 //   hold(x)                    x stays in a register from here on, where there are registers enough
 //
-//   I16                        16 int32
+//   I16                        16 dot products under way
 //   Quads                      16 quads of bytes; quad i is bytes 4 i .. 4 i + 3
 //   load_quads(p) store_quads(p, x)   64 bytes
 //   low_bits<m>(x)             each byte & m                  or_bits<m>(x, y)   x | y & m, byte by byte
 //   right<n>(x) left<n>(x)     16-bit lanes shifted: mask what crosses from byte to byte
-//   start_dot<bias>(p)         what a dot product of codes 2^bias + w with x starts from, given p = -sum of the x;
-//                              bias 0: zero
-//   dot4<bias>(c, w, x)        c + sum of w[j] * x[j] over each quad of unsigned w and the one quad x of signed bytes;
-//                              with bias 7, what start_dot takes off may be left out by both instead
-//   to_float(c)                exact below 2^24
-//   load_half(p) load_u8(p) load_i8(p)   16 numbers as floats
-//   store_i8(p, x)             16 floats within -128 .. 127, rounded to nearest even
-//
-//   I16                        16 int32
-//   Quads                      16 quads of bytes; quad i is bytes 4 i .. 4 i + 3
-//   load_quads(p) store_quads(p, x)   64 bytes
-//   low_bits<m>(x)             each byte & m                  or_bits<m>(x, y)   x | y & m, byte by byte
-//   right<n>(x) left<n>(x)     16-bit lanes shifted: mask what crosses from byte to byte
-//   start_dot<bias>(p)         what a dot product of codes 2^bias + w with x starts from, given p = -sum of the x;
-//                              bias 0: zero
-//   dot4<bias>(c, w, x)        c + sum of w[j] * x[j] over each quad of unsigned w and the one quad x of signed bytes;
-//                              with bias 7, what start_dot takes off may be left out by both instead
-//   to_float(c)                exact below 2^24
+//   start_dot<bias>(p) dot4<bias>(c, w, x) finish_dot<bias>(c, p)
+//                              dot products of at most four quads of codes w = 2^bias + weight with signed bytes: dot4
+//                              adds the sum of w[j] * x[j] over each quad of w and the one quad x, and finish_dot gives
+//                              the sums, with the bias taken off, as floats, exact. p = -sum of all the x. bias 0:
+//                              codes are the weights, below 32; else they are below 2^(bias + 1), and bias is 3, 4, 5,
+//                              7. So bias 0, 3 and 4 leave sums that 16 bits hold, for processors that work so.
 //   load_half(p) load_u8(p) load_i8(p)   16 numbers as floats
 //   round(x)                   to nearest, ties to even
 //   reduce_max_each(x) reduce_add_each(x)   lane i: over the lanes of x[i], 16 vectors; sums in an order of their own
-//   store_i8(p, x)             16 floats within -128 .. 127, rounded to nearest even; returns the sum of what it stored
+//   store_i8(p, x)             16 floats within -128 .. 127, rounded to nearest even
 //
 //   kTileRows, kTileSums       the register file: a tile of a matrix product has at most kTileRows rows and kTileSums
 //   F16

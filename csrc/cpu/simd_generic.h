@@ -10,7 +10,7 @@ namespace {
 #ifdef __aarch64__
 constexpr int kTileRows = 4, kTileSums = 4, kIntRows = 2;
 #else
-constexpr int kTileRows = 2, kTileSums = 2, kIntRows = 1;
+constexpr int kTileRows = 2, kTileSums = 2, kIntRows = 4;
 #endif
 
 typedef float Float4 __attribute__((vector_size(16)));
@@ -226,29 +226,42 @@ SG_INLINE Quads left(Quads x) {
   return quads_of([&](int i) { return x.v[i] << kBits; });
 }
 
+// Products of 16 bits, since few processors multiply 32 of them at once: bytes 0 and 2 of a quad, then bytes 1 and 3.
+// Their sums stay in 16 bits, two for each output, as long as these hold them; 8-bit codes turn signed, so that two of
+// them do.
+typedef int16_t Short8 __attribute__((vector_size(16)));
+typedef uint16_t Ushort8 __attribute__((vector_size(16)));
+constexpr bool sums_are_short(int bias) { return bias < 5; }
+SG_INLINE Short8 even_bytes(Uint4 x) { return (Short8)((Ushort8)x << 8) >> 8; }  // signed
+SG_INLINE Short8 odd_bytes(Uint4 x) { return (Short8)x >> 8; }
+SG_INLINE Int4 widened(Int4 shorts) { return ((Int4)((Uint4)shorts << 16) >> 16) + (shorts >> 16); }
+
 template <int kBias>
-SG_INLINE I16 start_dot(const int32_t* negative_sum) {
-  const int32_t n = kBias == 0 ? 0 : *negative_sum * (1 << kBias);
-  const Int4 start = {n, n, n, n};
-  return {{start, start, start, start}};
+SG_INLINE I16 start_dot(const int32_t*) {
+  return {};
 }
 template <int kBias>
 SG_INLINE I16 dot4(I16 c, Quads w, const int8_t* x) {
+  uint32_t bits;
+  memcpy(&bits, x, 4);
+  const Short8 even = even_bytes(splat_bits(bits)), odd = odd_bytes(splat_bits(bits));
   SG_UNROLL
   for (int i = 0; i < 4; i++) {
-    SG_UNROLL
-    for (int j = 0; j < 4; j++) {
-      const Uint4 codes = (w.v[i] >> uint32_t(8 * j)) & splat_bits(0xff);
-      c.v[i] += (Int4)codes * int32_t(x[j]);
-    }
+    const Uint4 codes = kBias == 7 ? w.v[i] ^ splat_bits(0x80808080u) : w.v[i];
+    const Short8 pairs = even_bytes(codes) * even + odd_bytes(codes) * odd;
+    c.v[i] = sums_are_short(kBias) ? (Int4)((Short8)c.v[i] + pairs) : c.v[i] + widened((Int4)pairs);
   }
   return c;
 }
-
-SG_INLINE F16 to_float(I16 x) {
-  return quarters(
-      [&](int i) { return Float4{float(x.v[i][0]), float(x.v[i][1]), float(x.v[i][2]), float(x.v[i][3])}; });
+template <int kBias>
+SG_INLINE F16 finish_dot(I16 c, const int32_t* negative_sum) {
+  const int32_t start = kBias > 0 && kBias < 7 ? *negative_sum * (1 << kBias) : 0;
+  return quarters([&](int i) {
+    const Int4 sum = (sums_are_short(kBias) ? widened(c.v[i]) : c.v[i]) + start;
+    return __builtin_convertvector(sum, Float4);
+  });
 }
+
 SG_INLINE F16 load_half(const uint16_t* p) {
   return quarters([&](int i) {
     return Float4{half_to_float(p[4 * i]), half_to_float(p[4 * i + 1]), half_to_float(p[4 * i + 2]),

@@ -6,6 +6,8 @@
 //   w = scale q + min           q unsigned, one scale and min for 32 columns
 //   w = scale (q - 2^bias)      the same without a min; the bias goes into the integer sum
 //   w = scale (q - 32)          with a scale for 16 columns (Q6_K)
+//
+// and 8-bit codes with a zero point are both: scale (q - 128) + min.
 #include "cpu/packed.h"
 
 namespace sg {
@@ -46,16 +48,13 @@ struct BlockScales {
   F16 min;            // where the type has any
 };
 
-// kBias: of the integer sum, which takes off 2^kBias from each code; what a zero point differs from that is the min.
-template <Head kHead, int kBias>
+template <Head kHead, int kBits>
 SG_INLINE BlockScales scales_of(const uint8_t* head, int block_in_super) {
   const F16 d = load_half(reinterpret_cast<const uint16_t*>(head));
   if constexpr (kHead == Head::Scale) return {d, d, d};
   if constexpr (kHead == Head::ScaleMin) return {d, d, load_half(reinterpret_cast<const uint16_t*>(head + 32))};
-  if constexpr (kHead == Head::ScaleZero) {
-    const F16 bias = kBias == 0 ? zero() : set1(float(1 << kBias));
-    return {d, d, mul(d, sub(bias, load_u8(head + 32)))};
-  }
+  if constexpr (kHead == Head::ScaleZero)
+    return {d, d, mul(d, sub(set1(kBits == 8 ? 128.0f : 0.0f), load_u8(head + 32)))};
   if constexpr (kHead == Head::K) {
     const F16 e = load_half(reinterpret_cast<const uint16_t*>(head + 32));
     const F16 min = mul(e, load_u8(head + 192 + 16 * block_in_super));

@@ -98,7 +98,7 @@ class GgufCheckpoint:
 
     def _rope_heads(self, name: str, rows: int) -> int | None:
         architecture = self.metadata.get("general.architecture")
-        if architecture not in INTERLEAVED_ARCHITECTURES:
+        if not isinstance(architecture, str) or architecture not in INTERLEAVED_ARCHITECTURES:
             return None
         heads = self.metadata.get(f"{architecture}.attention.head_count")
         if ".self_attn.k_proj." in name:

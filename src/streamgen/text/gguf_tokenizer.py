@@ -87,7 +87,7 @@ class _Metadata:
 
     def scores(self) -> list[float]:
         """One score per token."""
-        scores = [float(score) for score in self._array("scores")]
+        scores = list(map(float, self._numbers("scores", int, float)))
         if len(scores) != len(self.tokens):
             raise CorruptWeights(f"{_PREFIX}scores: expected {len(self.tokens)} (one per token), got {len(scores)}")
         if any(score != score for score in scores):
@@ -113,7 +113,7 @@ class _Metadata:
     def _token_types(self) -> list[int]:
         if f"{_PREFIX}token_type" not in self._metadata:
             return [int(TokenType.NORMAL)] * len(self.tokens)
-        types = list(map(int, self._array("token_type")))
+        types = self._numbers("token_type", int)
         if len(types) != len(self.tokens):
             raise CorruptWeights(f"{_PREFIX}token_type: expected {len(self.tokens)} (one per token), got {len(types)}")
         return types
@@ -126,6 +126,12 @@ class _Metadata:
             raise CorruptWeights(f"{_PREFIX}{key}: expected an array, got an empty one")
         found: Sequence[Any] = values
         return found
+
+    def _numbers(self, key: str, *kinds: type[int] | type[float]) -> list[Any]:
+        values = list(self._array(key))
+        if not set(map(type, values)) <= set(kinds):
+            raise CorruptWeights(f"{_PREFIX}{key}: expected numbers ({', '.join(kind.__name__ for kind in kinds)})")
+        return values
 
     def _scalar(self, key: str, kind: type[Any]) -> Any:
         value = self._metadata.get(_PREFIX + key)
