@@ -5,6 +5,7 @@
 #   make lint      ruff and clang-format, as checks        make format   the same, applied
 #   make types     mypy, strict
 #   make bench     the figures of README.md, into docs/benchmarks/
+#   make peers     the same work beside other engines that are installed (PEER_ROOT; docs/benchmarks/README.md)
 #   make chaos     10,000 requests, cancelled and broken at random     make soak   120 % load for SOAK_MINUTES
 #   make lag       how late a host's loop runs, here and under other engines, into docs/benchmarks/
 #   make test-arm64  kernels for arm64, cross-built and run under an emulator
@@ -24,6 +25,8 @@ PYTEST_ARGS ?=
 SOAK_MINUTES ?= 10
 CHAOS_REQUESTS ?= 10000
 FUZZ_MINUTES ?= 10
+PEER_ROOT ?= $(STREAMGEN_PEERS)
+PEER_ARGS ?= --model demo --works prefill-512,decode-1,decode-8,decode-32 --rounds 3 --name peers
 QUESTION ?= Name three rivers of Europe, and say in a sentence where one of them ends.
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; do \
@@ -36,7 +39,7 @@ STAMPS := $(VENV)/stamps
 CPP := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.inl)
 NATIVE_TESTS := $(wildcard tests/native/*.cpp tests/native/*.h)
 
-.PHONY: demo test test-slow test-arm64 sanitize fuzz lint types format bench chaos soak lag clean tools
+.PHONY: demo test test-slow test-arm64 sanitize fuzz lint types format bench peers chaos soak lag clean tools
 .DELETE_ON_ERROR:
 
 demo: $(STAMPS)/package $(STAMPS)/model
@@ -76,6 +79,9 @@ types: $(STAMPS)/package $(STAMPS)/test $(STAMPS)/dev
 
 bench: $(STAMPS)/package $(STAMPS)/model
 	@$(BIN)/python benchmarks/offline.py
+
+peers: $(STAMPS)/package $(STAMPS)/test $(STAMPS)/model
+	@$(BIN)/python benchmarks/peers.py --peer-root "$(PEER_ROOT)" $(PEER_ARGS)
 
 chaos: $(STAMPS)/package $(STAMPS)/test
 	@$(BIN)/python -m tests.chaos --requests $(CHAOS_REQUESTS)

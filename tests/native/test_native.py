@@ -53,7 +53,6 @@ def test_every_instruction_set_of_this_processor() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.timeout(2 * BUILD_SECONDS)
 def test_arm64_under_an_emulator() -> None:
     binary = built("arm64")
