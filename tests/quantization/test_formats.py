@@ -10,8 +10,9 @@ import pytest
 from streamgen.errors import CorruptWeights, LoadError, UnsupportedModel
 from streamgen.quantization.base import Packing, TensorType
 from streamgen.quantization.compressed_tensors import part_infos, written_parts
-from streamgen.quantization.formats import IntegerMatrix, Part, weight_format
+from streamgen.quantization.formats import IntegerMatrix, Part
 from streamgen.quantization.groups import Groups
+from streamgen.quantization.registry import weight_format
 from streamgen.quantization.rounding import round_matrix
 from tests.quantization import stored
 from tests.quantization.test_groups import random_groups

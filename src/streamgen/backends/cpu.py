@@ -8,11 +8,9 @@ and a tied head is the embedding matrix itself. Torch is never imported.
 from __future__ import annotations
 
 import os
-from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
-from msgspec import Struct
 
 from streamgen.backends.base import (
     HEAD_ROWS,
@@ -23,10 +21,10 @@ from streamgen.backends.base import (
     StepOutputs,
     Weights,
 )
+from streamgen.backends.cpu_layout import PANEL, Layout, Region, round_up
 from streamgen.errors import KernelUnavailable
 from streamgen.models.program import (
     Attend,
-    BufferKind,
     Embed,
     GatedMul,
     Linear,
@@ -51,9 +49,6 @@ ISA_VARIABLE = "STREAMGEN_CPU_ISA"  # lowers the instruction set, for tests; rea
 
 _DTYPES = {"float32": TensorType.F32, "bfloat16": TensorType.BF16}
 _ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2}
-_PANEL = 16  # rows of a packed weight that lie together
-_ALIGNMENT = 128  # bytes between packed weights
-_BLOCK_BYTES = 64  # of an ActivationBlock, 32 quantized activations (csrc/cpu/kernels.h)
 _ATTEND_UNITS = 1024  # states of rows that attention may leave for later (kUnits in csrc/cpu/attend_plan.h)
 _OWN_ROWS = 4  # rows of operands that each worker has for itself (kOwnRows in csrc/cpu/program.cpp)
 _SLICE_BYTES = 4 << 20  # of a stored matrix that are packed at a time: from a slow disk, some tens of milliseconds
@@ -91,18 +86,18 @@ class CpuBackend:
     def weight_bytes(self, program: Program, dtype: str, packings: Mapping[str, Packing]) -> int:
         """Bytes of the packed weights."""
         vectors = sum(size for _, size in program.vector_names())
-        return _Layout(program, dtype, packings).num_bytes + 4 * vectors
+        return Layout(program, dtype, packings).num_bytes + 4 * vectors
 
     def page_bytes(self, program: Program, dtype: str, page_size: int, kv_dtype: str = "auto") -> int:
         """Bytes of one page over all layers, keys and values (csrc/common/paging.h)."""
         tiles = 2 * program.num_layers * program.num_kv_heads
         if kv_dtype == "int8":
-            return tiles * (_round_up(page_size * program.head_dim, 4) + 4 * page_size)
+            return tiles * (round_up(page_size * program.head_dim, 4) + 4 * page_size)
         return tiles * page_size * program.head_dim * row_bytes(_DTYPES[dtype], 1)
 
     def workspace_bytes(self, program: Program, options: LoadOptions) -> int:
         """Bytes of activations, logits, rope tables and sampling scratch."""
-        layout = _Layout(program, options.dtype, options.packings)
+        layout = Layout(program, options.dtype, options.packings)
         head_only, total = _head_only(program), 0
         for index, buffer in enumerate(program.buffers):
             rows = _head_rows(options) if index in head_only else options.max_rows
@@ -111,7 +106,7 @@ class CpuBackend:
             total += (rows + _OWN_ROWS * options.threads) * forms.operand_bytes(buffer.width, _DTYPES[options.dtype])
         ropes = sum(options.max_rows * len(rope.inv_freq) * 8 for rope in program.ropes)
         heads = max(op.num_heads for op in program.ops if isinstance(op, Attend))
-        partials = 4 * _ATTEND_UNITS * heads * (_round_up(program.head_dim, 16) + 32)
+        partials = 4 * _ATTEND_UNITS * heads * (round_up(program.head_dim, 16) + 32)
         return total + ropes + partials + options.threads * (program.vocab_size * 33 + (1 << 20))
 
     def load(
@@ -139,7 +134,7 @@ class CpuModel:
         self._isa = isa
         self.vocab_size = program.vocab_size
         self._pool: _cpu.Pool | None = _cpu.Pool(options.threads)
-        self._layout = _Layout(program, options.dtype, options.packings)
+        self._layout = Layout(program, options.dtype, options.packings)
         self._weights: _cpu.Memory | None = _cpu.Memory(self._layout.num_bytes, True)
         self._known_arrays: tuple[StepInputs, StepOutputs, _cpu.StepArrays] | None = None  # of the last step
         self._vectors: list[Float32Array] = []  # norm weights and biases, alive as long as the program
@@ -263,13 +258,11 @@ class CpuModel:
                 for start, stop in _slices(raw, weight):
                     self._pack_rows(raw, weight, start, stop, region, row)
                     weights.done(raw)
-                    packed += region.panel_bytes * (stop - start) // _PANEL
+                    packed += region.panel_bytes * (stop - start) // PANEL
                     on_bytes(packed)
                 row += weight.rows
 
-    def _pack_rows(
-        self, raw: RawTensor, weight: LinearWeight, start: int, stop: int, region: _Region, row: int
-    ) -> None:
+    def _pack_rows(self, raw: RawTensor, weight: LinearWeight, start: int, stop: int, region: Region, row: int) -> None:
         """Rows [start, stop) of a stored matrix become rows row + start ... of the packed region."""
         import streamgen._cpu as _cpu
 
@@ -341,7 +334,7 @@ class CpuModel:
             case GatedMul():
                 native.add_gated_mul(_view(op.gate), _view(op.up), _view(op.out), _ACTIVATIONS[op.activation])
 
-    def _packed(self, region: _Region) -> tuple[int, int, int]:
+    def _packed(self, region: Region) -> tuple[int, int, int]:
         assert self._weights is not None
         return self._weights.address + region.offset, int(region.packing.type), region.packing.group
 
@@ -379,112 +372,14 @@ def chosen_isa() -> str:
     return wanted
 
 
-class _Region(Struct, frozen=True):
-    """Weights packed side by side as one matrix, `offset` bytes into the block."""
-
-    weights: tuple[LinearWeight, ...]
-    packing: Packing
-    offset: int
-
-    @property
-    def rows(self) -> int:
-        """Rows of all its weights."""
-        return sum(weight.rows for weight in self.weights)
-
-    @property
-    def panel_bytes(self) -> int:
-        """Bytes of _PANEL rows."""
-        return _panel_bytes(self.packing, self.weights[0].columns)
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the whole matrix."""
-        return _round_up(-(-self.rows // _PANEL) * self.panel_bytes, _ALIGNMENT)
-
-
-class _Forms(Struct, frozen=True):
-    """In which forms a buffer's rows exist. stream: float32, a stream or attention's output before it is quantized."""
-
-    stream: bool
-    dense: bool
-    quantized: bool
-    quantizes_later: bool = False
-
-    def stream_bytes(self, width: int) -> int:
-        """Bytes of a row of floats, where there is one."""
-        return _round_up(4 * width, 64) if self.stream or self.quantizes_later else 0
-
-    def operand_bytes(self, width: int, dtype: TensorType) -> int:
-        """Bytes of a row of the operand, in all its forms."""
-        dense = _round_up(row_bytes(dtype, width), 64) if self.dense else 0
-        return dense + (width // 32 * _BLOCK_BYTES if self.quantized else 0)
-
-
-class _Layout:
-    """Where each packed matrix lies, and which forms of operands they read."""
-
-    def __init__(self, program: Program, dtype: str, packings: Mapping[str, Packing]) -> None:
-        self.regions: list[_Region] = []
-        self.num_bytes = 0
-        self._packings = packings
-        self._dense = Packing(_DTYPES[dtype])
-        self._regions_of: dict[tuple[str, ...], list[_Region]] = {}
-        for op in program.ops:
-            weights = op.weights if isinstance(op, Linear) else (op.weight,) if isinstance(op, Embed) else ()
-            if weights and _names(weights) not in self._regions_of:
-                self._regions_of[_names(weights)] = [self._place(part) for part in self._parts(weights)]
-
-    def regions_of(self, weights: tuple[LinearWeight, ...]) -> list[_Region]:
-        """The matrices that a linear's weights became, in order."""
-        return self._regions_of[_names(weights)]
-
-    def forms(self, program: Program, index: int) -> _Forms:
-        """What buffer `index` must hold."""
-        if program.buffers[index].kind is BufferKind.STREAM:
-            return _Forms(stream=True, dense=False, quantized=False)
-        readers = [op for op in program.ops if isinstance(op, Linear) and op.x.buffer == index]
-        packings = [self.packing(weight) for op in readers for weight in op.weights]
-        quantized = any(packing.type.is_integer for packing in packings)
-        attended = any(isinstance(op, Attend) and op.out.buffer == index for op in program.ops)
-        dense = not quantized or any(not packing.type.is_integer for packing in packings)
-        return _Forms(stream=False, dense=dense, quantized=quantized, quantizes_later=attended and quantized)
-
-    def packing(self, weight: LinearWeight) -> Packing:
-        """How a weight is packed."""
-        return self._packings.get(weight.name, self._dense)
-
-    def _parts(self, weights: tuple[LinearWeight, ...]) -> Iterator[tuple[LinearWeight, ...]]:
-        """Neighbours of one packing."""
-        for _, part in groupby(weights, self.packing):
-            yield tuple(part)
-
-    def _place(self, weights: tuple[LinearWeight, ...]) -> _Region:
-        region = _Region(weights, self.packing(weights[0]), self.num_bytes)
-        self.regions.append(region)
-        self.num_bytes += region.num_bytes
-        return region
-
-
-def _panel_bytes(packing: Packing, columns: int) -> int:
-    if not packing.type.is_integer:
-        return _PANEL * _round_up(columns, 2) * row_bytes(packing.type, 1)
-    import streamgen._cpu as _cpu
-
-    return _cpu.packed_panel_bytes(int(packing.type), packing.group, columns)
-
-
 def _slices(raw: RawTensor, weight: LinearWeight) -> Iterator[tuple[int, int]]:
     """Row ranges to pack one by one: only so much of the file is resident, and loading can be given up between."""
     stored_bytes = row_bytes(raw.info.type, weight.columns, raw.info.group)
     # Rows in rope order are shuffled within heads: these stay whole.
-    unit = weight.rows // raw.rope_heads if raw.rope_heads else _PANEL
+    unit = weight.rows // raw.rope_heads if raw.rope_heads else PANEL
     rows = max(unit, _SLICE_BYTES // stored_bytes // unit * unit)
     for start in range(0, weight.rows, rows):
         yield start, min(start + rows, weight.rows)
-
-
-def _names(weights: tuple[LinearWeight, ...]) -> tuple[str, ...]:
-    return tuple(w.name for w in weights)
 
 
 def _view(view: View) -> tuple[int, int, int]:
@@ -499,7 +394,3 @@ def _head_only(program: Program) -> set[int]:
     """Buffers that no op before the split names: they need only HEAD_ROWS rows."""
     body = {view.buffer for op in program.ops[: program.split] for view in op_views(op).values()}
     return set(range(len(program.buffers))) - body
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from streamgen.checkpoints.base import RawTensor, TensorInfo
 from streamgen.errors import LoadError
 from streamgen.quantization.base import BLOCKS, TensorType, row_bytes
-from streamgen.quantization.formats import IntegerMatrix, Module, Part, WeightFormat, weight_format
+from streamgen.quantization.formats import IntegerMatrix, Module, Part, WeightFormat
 from streamgen.quantization.gguf_blocks import dequantize
 from streamgen.quantization.groups import BLOCK_TYPES, GROUP_STEP, store
+from streamgen.quantization.registry import weight_format
 
 _NUMPY = {
     "I8": "<i1", "U8": "<u1", "I16": "<i2", "I32": "<i4", "I64": "<i8", "F16": "<f2", "F32": "<f4", "BF16": "<u2",

@@ -1,4 +1,4 @@
-"""The quantized safetensors checkpoints of other tools: one table that picks a format by `quantization_config`.
+"""What each format of quantized safetensors checkpoints answers; `registry.py` has the table of them.
 
 A format answers which of a module's tensors belong to its weight, what matrix of integers they make up, and how they
 are turned into `Groups`. It sees headers and arrays, never files; `checkpoints/quantized.py` brings the two together.
@@ -89,28 +89,6 @@ class WeightFormat(Protocol):
     def read(self, module: Module, matrix: IntegerMatrix) -> Groups:
         """The matrix that was found. Raises as `find`."""
         ...
-
-
-def weight_format(config: Mapping[str, Any]) -> WeightFormat:
-    """The format of a checkpoint whose config.json has this `quantization_config`.
-
-    Raises:
-        UnsupportedModel: a method, or a variant of one, that is not read.
-        CorruptWeights: a value makes no sense.
-    """
-    from streamgen.quantization.awq import Awq
-    from streamgen.quantization.compressed_tensors import CompressedTensors
-    from streamgen.quantization.gptq import Gptq
-
-    formats: dict[str, Callable[[Mapping[str, Any]], WeightFormat]] = {
-        "compressed-tensors": CompressedTensors,
-        "awq": Awq,
-        "gptq": Gptq,
-    }
-    method = config.get("quant_method")
-    if method not in formats:
-        raise unsupported(f"method {str(method)[:40]!r}", f"{', '.join(formats)}")
-    return formats[method](config)
 
 
 def unsupported(found: str, wanted: str) -> UnsupportedModel:
