@@ -38,6 +38,7 @@ from streamgen.models.program import (
 )
 from streamgen.quantization.base import Packing, TensorType, row_bytes
 from streamgen.quantization.gguf_blocks import dequantize
+from streamgen.quantization.packing import DENSE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
 
 ISA_VARIABLE = "STREAMGEN_CPU_ISA"  # lowers the instruction set, for tests; read when a model is loaded
 
-_DTYPES = {"float32": TensorType.F32, "bfloat16": TensorType.BF16}
 _ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2}
 _ATTEND_UNITS = 1024  # states of rows that attention may leave for later (kUnits in csrc/cpu/attend_plan.h)
 _OWN_ROWS = 4  # rows of operands that each worker has for itself (kOwnRows in csrc/cpu/program.cpp)
@@ -71,8 +71,8 @@ class CpuBackend:
     def unsupported_reasons(self, program: Program, dtype: str) -> list[str]:
         """Why this backend cannot run the program here; empty if it can."""
         reasons = []
-        if dtype not in _DTYPES:
-            reasons.append(f"dtype: expected one of {', '.join(_DTYPES)}, got {dtype}")
+        if dtype not in DENSE:
+            reasons.append(f"dtype: expected one of {', '.join(DENSE)}, got {dtype}")
         try:
             chosen_isa()
         except KernelUnavailable as error:
@@ -93,7 +93,7 @@ class CpuBackend:
         tiles = 2 * program.num_layers * program.num_kv_heads
         if kv_dtype == "int8":
             return tiles * (round_up(page_size * program.head_dim, 4) + 4 * page_size)
-        return tiles * page_size * program.head_dim * row_bytes(_DTYPES[dtype], 1)
+        return tiles * page_size * program.head_dim * row_bytes(DENSE[dtype], 1)
 
     def workspace_bytes(self, program: Program, options: LoadOptions) -> int:
         """Bytes of activations, logits, rope tables and sampling scratch."""
@@ -103,7 +103,7 @@ class CpuBackend:
             rows = _head_rows(options) if index in head_only else options.max_rows
             forms = layout.forms(program, index)
             total += rows * forms.stream_bytes(buffer.width)
-            total += (rows + _OWN_ROWS * options.threads) * forms.operand_bytes(buffer.width, _DTYPES[options.dtype])
+            total += (rows + _OWN_ROWS * options.threads) * forms.operand_bytes(buffer.width, DENSE[options.dtype])
         ropes = sum(options.max_rows * len(rope.inv_freq) * 8 for rope in program.ropes)
         heads = max(op.num_heads for op in program.ops if isinstance(op, Attend))
         partials = 4 * _ATTEND_UNITS * heads * (round_up(program.head_dim, 16) + 32)
@@ -130,7 +130,7 @@ class CpuModel:
     ) -> None:
         import streamgen._cpu as _cpu
 
-        self._dtype = _DTYPES[options.dtype]
+        self._dtype = DENSE[options.dtype]
         self._isa = isa
         self.vocab_size = program.vocab_size
         self._pool: _cpu.Pool | None = _cpu.Pool(options.threads)

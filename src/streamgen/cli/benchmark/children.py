@@ -52,10 +52,11 @@ async def _memory(model: str, options: dict[str, Any]) -> dict[str, Any]:
     import streamgen as sg
     from streamgen.cli.benchmark.engine import EngineBench
     from streamgen.cli.benchmark.model_size import read_model_size
+    from streamgen.config import EngineOptions
 
     page_bytes = sg.Engine(model, **options).plan().page_bytes
     async with sg.Engine(model, **{**options, "kv_memory": str(FILL_PAGES * page_bytes)}) as engine:
-        bench = EngineBench(engine, read_model_size(model).vocab)
+        bench = EngineBench(engine, read_model_size(EngineOptions(model=model, **options)).vocab)
         plan = bench.plan
         prompt_tokens = min(128, plan.max_context // 2)
         num_seqs = 1 + plan.num_pages * plan.page_size // prompt_tokens

@@ -1,42 +1,45 @@
-"""The sizes of a checkpoint that figures are measured against, from its headers."""
+"""The sizes of a model that figures are measured against, from its headers."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
+
+from streamgen.backends.cpu_layout import Layout
+from streamgen.execution.model import Prepared
+from streamgen.hub import resolve_model
+from streamgen.models.program import Linear
+
+if TYPE_CHECKING:
+    from streamgen.config import EngineOptions
 
 
 class ModelSize(Struct, frozen=True, kw_only=True):
     """How many weights a step reads, and how many ids there are.
 
     layer_weights   of the linears of all layers: what prefill multiplies with
-    head_weights    of the head: read once per step, and multiplied only with rows that sample
+    step_bytes      of packed weights that one decode step reads; a row of the embedding is nothing beside them
     """
 
     vocab: int
     layer_weights: int
-    head_weights: int
-
-    def step_bytes(self, dtype: str) -> int:
-        """Bytes of weights that one decode step reads; a row of the embedding is nothing beside them."""
-        return (self.layer_weights + self.head_weights) * (4 if dtype == "float32" else 2)
+    step_bytes: int
 
 
-def read_model_size(model: str) -> ModelSize:
-    """Count the weights of a checkpoint from its headers."""
-    from streamgen.checkpoints.open import open_checkpoint
-    from streamgen.hub import resolve_model
-
-    checkpoint = open_checkpoint(Path(resolve_model(model)))
+def read_model_size(options: EngineOptions) -> ModelSize:
+    """Count the weights of a model as it would be opened. Reads headers only."""
+    prepared = Prepared(options, Path(resolve_model(options.model)))
     try:
-        config = checkpoint.config
-        matrices = {name: math.prod(t.shape) for name, t in checkpoint.tensors.items() if len(t.shape) == 2}
+        program = prepared.program
+        layout = Layout(program, prepared.dtype, prepared.packings)
     finally:
-        checkpoint.close()
+        prepared.checkpoint.close()
+    body = [op for op in program.ops[: program.split] if isinstance(op, Linear)]
+    linears = [op for op in program.ops if isinstance(op, Linear)]
     return ModelSize(
-        vocab=config.vocab_size,
-        layer_weights=sum(count for name, count in matrices.items() if name.startswith("model.layers.")),
-        head_weights=config.vocab_size * config.hidden_size,
+        vocab=program.vocab_size,
+        layer_weights=sum(weight.rows * weight.columns for op in body for weight in op.weights),
+        step_bytes=sum(region.num_bytes for op in linears for region in layout.regions_of(op.weights)),
     )

@@ -88,7 +88,7 @@ class Bench:
         self._model = str(model_or_demo(arguments.model))
         self._options = chosen(arguments, ENGINE_FIELDS)
         self._plan = Engine(self._model, **self._options).plan()
-        self._size: ModelSize = read_model_size(self._model)
+        self._size: ModelSize = read_model_size(EngineOptions(model=self._model, **self._options))
         flags = ["--quick"] if arguments.quick else []
         model = [] if arguments.model is None else [arguments.model]
         self._command = shlex.join(["streamgen", "bench", *model, *_as_arguments(self._options), *flags])
@@ -144,7 +144,7 @@ class Bench:
         return Round(bandwidth, decodes)
 
     def _add_decodes(self, rounds: list[Round]) -> None:
-        bound = 1e9 / self._size.step_bytes(self._plan.dtype)
+        bound = 1e9 / self._size.step_bytes
         self._add(BANDWIDTH, [r.bandwidth for r in rounds], "GB/s")
         for num_seqs in BATCHES:
             if num_seqs not in rounds[0].decodes:
