@@ -61,9 +61,6 @@ def teststeady_rate_counts_only_while_all_decode() -> None:
 
 
 def test_weights_are_counted_from_headers(stories: Path) -> None:
-    sizes = {
-        dtype: read_model_size(EngineOptions(model=str(stories), dtype=dtype)) for dtype in ("float32", "bfloat16")
-    }
     hidden, layers, feed_forward, kv = 64, 5, 172, 4 * 8
     per_layer = hidden * (hidden + 2 * kv + hidden) + 3 * hidden * feed_forward
     for dtype, element in (("float32", 4), ("bfloat16", 2)):
