@@ -139,5 +139,5 @@ def test_bf16_sums_agree_between_instruction_sets() -> None:
 
 def test_instruction_sets_are_known_by_name() -> None:
     assert ISAS[-1] == "generic"
-    with pytest.raises(ValueError, match="expected avx512bf16, avx512, avx2 or generic, got sse9"):
+    with pytest.raises(ValueError, match=r"expected one of .*generic, got sse9"):
         _cpu.kernel_linear_items("sse9", 1, 16, 16, F32)
