@@ -207,7 +207,7 @@ def test_options_are_checked_by_the_constructor() -> None:
         ({"device": "cuda:0"}, "device: 'cuda:0' is not available in this version; use 'auto' or 'cpu'"),
         ({"device": ["cuda:0", "cuda:1"]}, "device: tuple is not available"),
         ({"quantization": "int3"}, "quantization: expected 'int8' or 'int4'"),
-        ({"kv_dtype": "int8"}, "kv_dtype: 'int8' is not available"),
+        ({"kv_dtype": "int4"}, "kv_dtype: 'int4' is not available in this version; use 'auto' or 'int8'"),
         ({"isolation": "container"}, "isolation: expected one of thread, process, got 'container'"),
         ({"tensor_parallel": 2}, "tensor_parallel: 2 is not available"),
         ({"pipeline_parallel": 2}, "pipeline_parallel: 2 is not available"),
