@@ -37,7 +37,7 @@ struct Type {
   using Kind = sg::Kind<kMin, kHead == Head::K6, kShift>;
 };
 
-// Products of R rows with 16 columns of a block, in two steps of 16 columns: kHalf 0 and 1.
+// Products of R rows with a block, in two halves of 16 columns.
 template <class Kind, int R>
 struct BlockSums {
   I16 sums[R];

@@ -161,8 +161,7 @@ inline int get_code(int bits, const uint8_t* block, int lane, int c) {
   return low;
 }
 
-// ---- stored blocks
-// ---------------------------------------------------------------------------------------------------
+// ---- stored blocks --------------------------------------------------------------------------------------------------
 
 // `count` quads whose codes of four bits lie in the low halves of as many words, then as many in the high halves.
 inline void read_halves(const uint8_t* p, int count, Quad* q) {

@@ -145,6 +145,8 @@ class LoadedModel(Protocol):
     def step(self, inputs: StepInputs, outputs: StepOutputs, wake_fd: int | None = None) -> None:
         """Run the whole program once.
 
+        The same two objects as in the step before mean the same arrays, with other values in them.
+
         wake_fd   a file descriptor to which a byte is written once the step runs without the interpreter
         """
         ...

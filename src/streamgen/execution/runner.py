@@ -96,6 +96,7 @@ class Runner:
             self._model.close()
             self._model = None
         self._slots = self._make_slots()
+        self._decode = None  # its arrays were the slots'
 
     @property
     def has_model(self) -> bool:
