@@ -37,6 +37,14 @@ def name_of(packing: Packing) -> str:
     return packing.type.name + (f"-{packing.group}" if packing.group else "")
 
 
+ISAS = _cpu.isa_names()
+EVERY_KERNEL = pytest.mark.parametrize(
+    ("isa", "packing"),
+    [(isa, packing) for isa in ISAS for packing in PACKINGS],
+    ids=lambda v: v if isinstance(v, str) else name_of(v),
+)
+
+
 def columns_step(packing: Packing) -> int:
     """Columns of a superblock: K is a multiple."""
     return packing.group or BLOCKS[packing.type].values

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from tests.backends.arrays import F32, Guarded
 from tests.backends.integers import (
+    EVERY_KERNEL,
+    ISAS,
     PACKINGS,
     PackedMatrix,
     columns_step,
@@ -27,12 +29,6 @@ if TYPE_CHECKING:
 
 _cpu = pytest.importorskip("streamgen._cpu")
 
-ISAS = _cpu.isa_names()
-EVERY_KERNEL = pytest.mark.parametrize(
-    ("isa", "packing"),
-    [(isa, packing) for isa in ISAS for packing in PACKINGS],
-    ids=lambda v: v if isinstance(v, str) else name_of(v),
-)
 RAGGED_ROWS = (*range(1, 18), 31, 32, 33, 64, 100)
 
 Floats = NDArray[np.float32]

@@ -15,6 +15,8 @@ from streamgen.quantization.gguf_blocks import unpermute_rows
 from streamgen.quantization.groups import values_of
 from streamgen.quantization.rounding import round_matrix
 from tests.backends.integers import (
+    EVERY_KERNEL,
+    ISAS,
     PACKINGS,
     PackedMatrix,
     columns_step,
@@ -30,12 +32,6 @@ if TYPE_CHECKING:
 
 _cpu = pytest.importorskip("streamgen._cpu")
 
-ISAS = _cpu.isa_names()
-EVERY_KERNEL = pytest.mark.parametrize(
-    ("isa", "packing"),
-    [(isa, packing) for isa in ISAS for packing in PACKINGS],
-    ids=lambda v: v if isinstance(v, str) else name_of(v),
-)
 ROUNDED = (
     Packing(TensorType.Q8_0),
     Packing(TensorType.Q4_0),
