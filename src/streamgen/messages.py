@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from streamgen.grammar.source import GrammarSource  # noqa: TC001  # decoding needs the type
 from streamgen.sampling import ResolvedSampling  # noqa: TC001  # decoding needs the type
 
 
@@ -39,6 +40,9 @@ class Submit(Message, frozen=True, kw_only=True):
                    encoded as these ids and the rest, so that their pages are found again
     pin            key under which the sequence's pages are kept when it ends, until `Unpin`; "": none
     on_slow        what becomes of it when its reader falls behind: "coalesce" | "pause" | "cancel"
+    output         what its output has to obey
+    tools          functions that the model may call, as OpenAI writes them; tool_choice "auto" | "required" | "none" | a
+                   name
     has_processors whether logits processors wait for it in the model's table, under its request id
     arrival        when it was submitted, on the engine's clock
     timeout, queue_timeout, first_token_timeout   seconds from arrival until it ends, has a slot, has a token
@@ -57,6 +61,9 @@ class Submit(Message, frozen=True, kw_only=True):
     known: tuple[int, ...] = ()
     pin: str = ""
     on_slow: str = "coalesce"
+    output: GrammarSource | None = None
+    tools: tuple[dict[str, object], ...] = ()
+    tool_choice: str = "auto"
     has_processors: bool = False
     arrival: float = 0.0
     timeout: float | None = None
@@ -89,6 +96,7 @@ class Admit(Message, frozen=True, kw_only=True):
     arrival      when it was submitted, deadline: when it ends by itself, both in seconds on the engine's clock;
                  they order requests of one priority
     pin, has_processors   as in Submit
+    grammar      what its output has to obey, ready in the model's table
     """
 
     request_id: int
@@ -105,6 +113,19 @@ class Admit(Message, frozen=True, kw_only=True):
     deadline: float | None = None
     pin: str = ""
     has_processors: bool = False
+    grammar: GrammarUse | None = None
+
+
+class OutputParts(Struct, frozen=True, kw_only=True):
+    """What may be told apart in an output, by the formats of the model.
+
+    reasoning   it may begin with reasoning; `is_reasoning`: it does, since the prompt has opened it
+    calls       it may hold calls of tools
+    """
+
+    reasoning: bool = False
+    is_reasoning: bool = False
+    calls: bool = False
 
 
 class Open(Message, frozen=True, kw_only=True):
@@ -117,6 +138,7 @@ class Open(Message, frozen=True, kw_only=True):
     score_from: int | None = None
     num_sequences: int = 1
     on_slow: str = "coalesce"
+    parts: OutputParts | None = None
 
 
 class Refused(Message, frozen=True, kw_only=True):
@@ -135,6 +157,25 @@ class Refused(Message, frozen=True, kw_only=True):
 # ---- scheduler <-> executor ----------------------------------------------------------------------------------------
 
 
+class GrammarUse(Struct, frozen=True, kw_only=True):
+    """How a sequence uses a grammar.
+
+    key           of the grammar in the model's table
+    begins_after  token ids after one of which it holds; text before that is free. (): it holds from the first token
+    opens_with    with `begins_after`: the first token is one of these, and then free text follows up to the beginning;
+                  or it is the grammar's first. (): free text comes first in any case
+    is_forced     the first token is one of `begins_after`: no free text before it
+    repeats       once the output is complete, free text follows, in which it may begin again; with `is_forced` it ends,
+                  or begins again
+    """
+
+    key: str
+    begins_after: tuple[int, ...] = ()
+    opens_with: tuple[int, ...] = ()
+    is_forced: bool = False
+    repeats: bool = False
+
+
 class Begin(Message, frozen=True, kw_only=True):
     """Part of a plan: a sequence takes a slot. Everything the executor needs to know of it until it leaves.
 
@@ -146,6 +187,7 @@ class Begin(Message, frozen=True, kw_only=True):
     sample_index  which continuation of its request this is; with sampling.seed and the position it fixes the draw
     score_from    as in Admit
     processors    request id under which logits processors lie in the model's table; None: none
+    grammar       what its output has to obey; the executor brings it up to date with the output in `ids`
     """
 
     slot: int
@@ -158,6 +200,7 @@ class Begin(Message, frozen=True, kw_only=True):
     sample_index: int = 0
     score_from: int | None = None
     processors: int | None = None
+    grammar: GrammarUse | None = None
 
 
 class StepPlan(Message, frozen=True, kw_only=True):
@@ -212,6 +255,20 @@ class Fault(Struct, frozen=True, array_like=True):
     message: str = ""
 
 
+class Turn(Struct, frozen=True, array_like=True):
+    """What a sequence's grammar says once the tokens of a step are taken.
+
+    index    its place in the plan
+    forced   ids that follow without a choice; the executor has written them, and counts on them as the next ids.
+             Never for a sequence that wants log-probabilities
+    ends     after those, the output is complete and nothing can follow
+    """
+
+    index: int
+    forced: tuple[int, ...] = ()
+    ends: bool = False
+
+
 class StepDone(Message, frozen=True, kw_only=True):
     """Executor -> scheduler: the results of a plan, parallel to its sequences.
 
@@ -221,6 +278,7 @@ class StepDone(Message, frozen=True, kw_only=True):
                The row at position p scores the token at p + 1
     seconds    wall time of the forward
     faults     sequences that failed alone
+    turns      of the sequences whose grammar has something to say
     """
 
     step: int
@@ -229,6 +287,7 @@ class StepDone(Message, frozen=True, kw_only=True):
     scores: tuple[tuple[TokenLogprobs, ...], ...] = ()
     seconds: float = 0.0
     faults: tuple[Fault, ...] = ()
+    turns: tuple[Turn, ...] = ()
 
 
 class StepFailed(Message, frozen=True, kw_only=True):
@@ -251,8 +310,8 @@ class StepFailed(Message, frozen=True, kw_only=True):
 class Progress(Struct, frozen=True, kw_only=True):
     """What one sequence gained in a step.
 
-    finish   None while it goes on; else "stop" | "length" | "error", a Cancel's `reason`, or "stopped": the answer to
-             a StopFound. Slot and pages are free by then
+    finish   None while it goes on; else "stop" | "complete": its grammar is at its end | "length" | "error", a Cancel's
+             `reason`, or "stopped": the answer to a StopFound. Slot and pages are free by then
     ids      new output tokens, a stop id included
     """
 

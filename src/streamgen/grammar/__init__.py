@@ -1,0 +1,1 @@
+"""Structured output: what an output type means as a grammar, and which tokens a grammar allows."""
