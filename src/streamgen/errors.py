@@ -151,15 +151,27 @@ class UnknownAdapter(RequestError):
 
 
 class SchemaError(RequestError):
-    """The output type cannot be turned into a grammar."""
+    """The output type cannot be turned into a grammar.
+
+    `pointer` is the JSON pointer into the schema and `keyword` what cannot be enforced there, where that is the reason.
+    """
 
     code = "schema_error"
 
+    def __init__(self, message: str, *, pointer: str | None = None, keyword: str | None = None, **common: Any) -> None:
+        super().__init__(message, **common)
+        self.pointer = pointer
+        self.keyword = keyword
+
 
 class SchemaTooComplex(RequestError):
-    """The grammar would pass the limits on size or time."""
+    """The grammar would pass the limits on size or time; `bound` names the limit."""
 
     code = "schema_too_complex"
+
+    def __init__(self, message: str, *, bound: str | None = None, **common: Any) -> None:
+        super().__init__(message, **common)
+        self.bound = bound
 
 
 class SessionBusy(RequestError):
