@@ -279,7 +279,6 @@ _NOT_YET: dict[str, tuple[Callable[[Any], bool], str]] = {
     "pipeline_parallel": (lambda v: v == 1, "1"),
     "speculation": (lambda v: v is None, "None"),
     "step_budget_ms": (lambda v: v is None, "None"),
-    "grammars": (lambda v: isinstance(v, Sequence) and len(v) == 0, "()"),
 }
 
 

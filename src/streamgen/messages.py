@@ -272,7 +272,8 @@ class Turn(Struct, frozen=True, array_like=True):
 class StepDone(Message, frozen=True, kw_only=True):
     """Executor -> scheduler: the results of a plan, parallel to its sequences.
 
-    tokens     the sampled ids of each sequence (as many as `samples` said)
+    tokens     the sampled ids of each sequence (as many as `samples` said; fewer where drafts go on after the end of its
+               grammar)
     logprobs   per sequence one entry per sampled id, where it asked for logprobs; () = nobody did
     scores     per sequence the prompt's TokenLogprobs from this step's rows, in order; () = nobody asked.
                The row at position p scores the token at p + 1

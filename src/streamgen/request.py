@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from streamgen.actors.model import OpenModel
     from streamgen.actors.supervisor import EngineThread
     from streamgen.completion import FinishReason
+    from streamgen.grammar.outputs import OutputPlan
+    from streamgen.tools import ToolPlan
 
 MAX_PRIORITY = 1_000_000
 MAX_PROCESSORS = 16
@@ -73,13 +75,12 @@ class RequestSpec(Struct, frozen=True, kw_only=True):
     cache: str = "tenant"
     on_slow: str = "coalesce"
     processors: tuple[Callable[..., object], ...] = ()
+    output: OutputPlan | None = None
+    tools: ToolPlan | None = None
 
 
 # What a later version brings: field -> (does this value work today, what works today).
 _NOT_YET: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "output": (lambda v: v is None, "None"),
-    "tools": (lambda v: isinstance(v, Sequence) and len(v) == 0, "()"),
-    "tool_choice": (lambda v: v == "auto", "'auto'"),
     "adapter": (lambda v: v is None, "None"),
 }
 _OWN_FIELDS = (
@@ -93,6 +94,9 @@ _OWN_FIELDS = (
     "on_slow",
     "processors",
     "request_id",
+    "output",
+    "tools",
+    "tool_choice",
 )
 _KNOWN = (*_OWN_FIELDS, *_NOT_YET, *Sampling.__struct_fields__)
 
@@ -111,9 +115,12 @@ def check_request(prompt: Prompt, fields: Mapping[str, Any]) -> RequestSpec:
     if sampling is not None and not isinstance(sampling, Sampling):
         raise InvalidRequest(f"sampling: expected a Sampling, got {type(sampling).__name__}", param="sampling")
     sampling_fields = {name: value for name, value in fields.items() if name in Sampling.__struct_fields__}
+    parsed, joined = parse_prompt(prompt), make_sampling(sampling, sampling_fields)
     return RequestSpec(
-        prompt=parse_prompt(prompt),
-        sampling=make_sampling(sampling, sampling_fields),
+        prompt=parsed,
+        sampling=joined,
+        output=_read_output(fields.get("output"), joined),
+        tools=_read_tools(fields.get("tools", ()), fields.get("tool_choice", "auto"), parsed),
         request_id=_check_name("request_id", fields.get("request_id")) or f"req_{os.urandom(8).hex()}",
         tenant=_check_name("tenant", fields.get("tenant")) or "",
         priority=_check_priority(fields.get("priority", 0)),
@@ -124,6 +131,30 @@ def check_request(prompt: Prompt, fields: Mapping[str, Any]) -> RequestSpec:
         on_slow=_check_choice("on_slow", fields.get("on_slow", "coalesce"), SLOW_POLICIES),
         processors=_check_processors(fields.get("processors", ())),
     )
+
+
+def _read_output(output: object, sampling: Sampling) -> OutputPlan | None:
+    """What the output has to be. A grammar decides where it ends: there is nothing for stop strings and ids to do."""
+    if output is None:
+        return None
+    from streamgen.grammar.outputs import read_output  # what types mean is known where one is asked for
+
+    for name in ("stop", "stop_ids"):
+        if getattr(sampling, name):
+            raise InvalidRequest(f"{name}: a request with output= ends where its value does; leave {name} out", param=name)
+    return read_output(output)
+
+
+def _read_tools(tools: Any, choice: Any, prompt: ParsedPrompt) -> ToolPlan | None:
+    """Functions that the model may call."""
+    if isinstance(tools, Sequence) and not tools and choice in ("auto", "none"):
+        return None
+    from streamgen.tools import read_tools
+
+    plan = read_tools(tools, choice)
+    if prompt.chat is None:
+        raise InvalidRequest("tools: expected a chat as the prompt, since its template describes them", param="tools")
+    return plan
 
 
 def check_against_model(spec: RequestSpec, model: OpenModel) -> None:
@@ -222,6 +253,8 @@ class Submission:
         self._number: int | None = None
         self._is_cancelled = False
         self.processors = spec.processors
+        self.output = spec.output
+        self.tools = spec.tools
         self._arrival: float | None = None
         self.mailboxes = tuple(Mailbox(self.id, clock=thread.world.clock) for _ in range(num_sequences))
 
@@ -291,6 +324,9 @@ class Submission:
             known=self._known,
             pin=self._pin,
             on_slow=spec.on_slow,
+            output=None if spec.output is None else spec.output.source,
+            tools=() if spec.tools is None else spec.tools.definitions,
+            tool_choice="none" if spec.tools is None else spec.tools.choice,
             has_processors=bool(self.processors),
             arrival=self._arrival or 0.0,
             timeout=spec.timeout,

@@ -164,7 +164,7 @@ class SessionBase:
         defaults = dict(self._defaults)
         if fields.get("sampling") is not None:
             defaults = {name: value for name, value in defaults.items() if name not in Sampling.__struct_fields__}
-        return {**defaults, **fields}
+        return {"tools": self.tools, **defaults, **fields}
 
     def _how(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         how: dict[str, Any] = {"known": self._known, "pin": self._name if self._pin else ""}
@@ -322,7 +322,7 @@ def _check(system: Any, tools: Any, pin: Any, defaults: Mapping[str, Any]) -> No
         raise InvalidRequest(f"system: expected text or None, got {type(system).__name__}", param="system")
     if not isinstance(pin, bool):
         raise InvalidRequest(f"pin: expected True or False, got {type(pin).__name__}", param="pin")
-    check_request("-", {**defaults, "tools": tools})
+    check_request([user("-")], {**defaults, "tools": tools})
     if defaults.get("request_id") is not None:
         raise InvalidRequest("request_id: one name cannot be that of every turn; give it to each", param="request_id")
 

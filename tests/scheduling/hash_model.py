@@ -9,8 +9,9 @@ token after it.
 
 from __future__ import annotations
 
-from streamgen.messages import Admit, Begin, StepDone, StepPlan, TokenLogprobs
+from streamgen.messages import Admit, Begin, GrammarUse, StepDone, StepPlan, TokenLogprobs, Turn
 from streamgen.sampling import ResolvedSampling
+from streamgen.scheduling.sequence import count_agreeing
 
 VOCABULARY = 61
 POISON = -1
@@ -20,8 +21,35 @@ def next_state(previous: int, token: int, position: int) -> int:
     return hash((previous, token, position)) & 0xFFFFFFFF
 
 
+def forcing(period: int, run: int, *, end: int | None = None) -> GrammarUse:
+    """A grammar in which the last `run` of every `period` output tokens are forced, and which ends after `end`."""
+    return GrammarUse(key=f"{period} {run} {end or 0}")
+
+
+class Forcing:
+    """What the key of such a grammar says."""
+
+    def __init__(self, use: GrammarUse) -> None:
+        self.period, self.run, self.end = (int(word) for word in use.key.split())
+
+    def forced(self, index: int) -> int | None:
+        """The only token that may stand there in the output; None where there is a choice."""
+        return 10 + index % 40 if index % self.period >= self.period - self.run else None
+
+    def turn(self, i: int, length: int) -> Turn:
+        """What there is to say when the output has this length."""
+        tokens: list[int] = []
+        while (token := self.forced(length + len(tokens))) is not None and length + len(tokens) != self.end:
+            tokens.append(token)
+        return Turn(i, tuple(tokens), length + len(tokens) == self.end)
+
+
 def draw(states: list[int], *, begin: Begin, position: int) -> int:
     """The token after the row at `position`; ids that may not be drawn yet are drawn again."""
+    if begin.grammar is not None:
+        forced = Forcing(begin.grammar).forced(position + 1 - begin.num_prompt)
+        if forced is not None:
+            return forced
     banned = begin.stop_ids if position + 1 < begin.min_length else ()
     attempt = 0
     while True:
@@ -45,6 +73,7 @@ class HashModel:
         self._tokens = [[POISON] * (max_context + 1) for _ in range(num_slots)]
         self._tables: list[list[int]] = [[] for _ in range(num_slots)]
         self._begins: list[Begin | None] = [None] * num_slots
+        self._lengths = [0] * num_slots  # tokens that grammars have taken
 
     def execute(self, plan: StepPlan, dead_pages: tuple[int, ...] = ()) -> StepDone:
         """Run a plan. `dead_pages` are those nobody held when it was made: what is in them must not matter."""
@@ -63,7 +92,25 @@ class HashModel:
             for position in range(plan.starts[i], plan.starts[i] + plan.counts[i]):
                 self._compute(slot, position)
         tokens, logprobs, scores = zip(*(self._results(plan, i) for i in range(len(plan.slots))), strict=True)
-        return StepDone(step=plan.step, tokens=tokens, logprobs=logprobs, scores=scores)
+        turns = [self._turn(plan, i, tokens[i]) for i in range(len(plan.slots)) if tokens[i]]
+        found = tuple(turn for turn in turns if turn is not None)
+        return StepDone(step=plan.step, tokens=tokens, logprobs=logprobs, scores=scores, turns=found)
+
+    def _turn(self, plan: StepPlan, i: int, tokens: tuple[int, ...]) -> Turn | None:
+        """What the sequence's grammar says; nothing after a token that it had forced."""
+        slot, begin = plan.slots[i], self._begins[plan.slots[i]]
+        if begin is None or begin.grammar is None:
+            return None
+        samples = plan.samples[i]
+        start = plan.starts[i] + plan.counts[i] - samples + 1
+        drafts = plan.drafts[i][-(samples - 1) :] if samples > 1 else ()
+        end = start + min(count_agreeing(drafts, tokens) + 1, len(tokens))
+        if end <= self._lengths[slot] or any(token in begin.stop_ids for token in tokens[: end - start]):
+            return None
+        turn = Forcing(begin.grammar).turn(i, end - begin.num_prompt)
+        self._tokens[slot][end : end + len(turn.forced)] = turn.forced
+        self._lengths[slot] = end + len(turn.forced)
+        return turn if turn.forced or turn.ends else None
 
     def fail(self, plan: StepPlan, dead_pages: tuple[int, ...], *, is_lost: bool) -> None:
         """Stop in the middle of a plan: what it would have written is garbage; if `is_lost`, everything is."""
@@ -86,6 +133,7 @@ class HashModel:
         row[: len(begin.ids)] = begin.ids
         self._tables[begin.slot] = list(begin.pages)
         self._begins[begin.slot] = begin
+        self._lengths[begin.slot] = len(begin.ids)
 
     def _compute(self, slot: int, position: int) -> None:
         previous = self._read(slot, position - 1) if position else 0
@@ -108,11 +156,13 @@ class HashModel:
         states = [self._read(slot, position) for position in range(end)]
         rows = range(end - samples, end)
         tokens = tuple(draw(states[: p + 1], begin=begin, position=p) for p in rows)
+        if begin.grammar is not None and Forcing(begin.grammar).end and samples > 1:  # nothing that was drafted after the end counts
+            tokens = tokens[: max(0, begin.num_prompt + Forcing(begin.grammar).end - rows.start - 1)]
         if samples == 1:
             self._tokens[slot][end] = tokens[0]
         logprobs: tuple[TokenLogprobs, ...] = ()
         if begin.sampling.logprobs is not None:
-            logprobs = tuple(logprobs_of(states[p], t) for p, t in zip(rows, tokens, strict=True))
+            logprobs = tuple(logprobs_of(states[p], t) for p, t in zip(rows, tokens, strict=False))
         return tokens, logprobs, self._scores(begin, states, plan.starts[i])
 
     def _scores(self, begin: Begin, states: list[int], start: int) -> tuple[TokenLogprobs, ...]:
@@ -140,10 +190,13 @@ def solo_output(request: Admit, index: int, max_tokens: int) -> list[int]:
         stop_ids=request.stop_ids,
         min_length=len(request.prompt_ids) + sampling.min_tokens,
         sample_index=index,
+        grammar=request.grammar,
     )
     ids = list(request.prompt_ids)
     states = solo_states(ids)
     output: list[int] = []
+    if request.grammar is not None:
+        max_tokens = min(max_tokens, Forcing(request.grammar).end or max_tokens)
     while len(output) < max_tokens and not (output and output[-1] in request.stop_ids):
         output.append(draw(states, begin=begin, position=len(states) - 1))
         states.append(next_state(states[-1], output[-1], len(states)))

@@ -1,10 +1,11 @@
-"""The four actors of one engine, wired: what runs on the engine's loop, without the thread around it."""
+"""The five actors of one engine, wired: what runs on the engine's loop, without the thread around it."""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from streamgen.actors.compiler import CompilerActor, GrammarCompiler
 from streamgen.actors.detokenizer import Detokenizer, DetokenizerActor
 from streamgen.actors.executor import ExecutorActor
 from streamgen.actors.scheduler import PLANS_IN_FLIGHT, SchedulerActor
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import anyio
 
     from streamgen.actors.actor import Actor
+    from streamgen.actors.compiler import Compile
     from streamgen.actors.detokenizer import Routes
     from streamgen.actors.model import OpenModel
     from streamgen.actors.world import World
@@ -69,7 +71,9 @@ class Core:
             running=lambda: self.device.running,
             on_overdue=self._end_overdue,
         )
-        self.encoder = PromptEncoder(model.tokenizer, model.chat_template, max_context=model.plan.max_context)
+        self.encoder = PromptEncoder(
+            model.tokenizer, model.chat_template, model.formats, max_context=model.plan.max_context
+        )
         self._executor = executor = ExecutorActor(self.device, capacity=PLANS_IN_FLIGHT + 1)
         # The scheduler and its neighbours post to each other, hence the late-bound `self.scheduler`.
         detokenizer = DetokenizerActor(
@@ -88,6 +92,13 @@ class Core:
             clock=world.clock,
             capacity=capacity,
         )
+        self.compiler = CompilerActor(
+            GrammarCompiler(model.tokenizer, vocab_size=model.config.vocab_size),
+            model.grammars,
+            make_worker=lambda: world.make_workers(1, name=f"{name}-compiler", loop=loop),
+            clock=world.clock,
+            capacity=capacity,
+        )
         self.tokenizer = TokenizerActor(
             self.encoder,
             self.workers,
@@ -95,9 +106,11 @@ class Core:
             max_context=model.plan.max_context,
             to_scheduler=self.scheduler.post,
             to_detokenizer=detokenizer.post,
+            to_compiler=self.compiler.post,
             capacity=capacity,
         )
-        self._actors: list[Actor[Any]] = [detokenizer, executor, self.scheduler, self.tokenizer]  # receivers first
+        # Receivers first.
+        self._actors: list[Actor[Any]] = [detokenizer, executor, self.scheduler, self.compiler, self.tokenizer]
 
     async def start(self, group: anyio.abc.TaskGroup) -> None:
         """Run the actors as tasks of `group`; returns when each is ready."""
@@ -107,6 +120,10 @@ class Core:
     def post(self, message: Submit | Cancel) -> None:
         """A request, or the end of one: what a request's own messages may not overtake."""
         self.tokenizer.post(message)
+
+    def compile(self, message: Compile) -> None:
+        """Have a grammar compiled for somebody who has no request."""
+        self.compiler.post(message)
 
     def post_aside(self, message: Resume | Unpin) -> None:
         """What needs no place behind a request's submission."""
@@ -134,6 +151,7 @@ class Core:
         """End the threads; blocks until what they run is over. Any thread, once the actors are gone."""
         self.device.stop()
         self.workers.stop()
+        self.compiler.stop()
 
 
 async def _run_actor(actor: Actor[Any], *, task_status: anyio.abc.TaskStatus[None]) -> None:

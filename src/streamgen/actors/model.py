@@ -8,10 +8,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from streamgen.config import EngineOptions, LoadProgress, MemoryPlan
+    from streamgen.grammar.grammar import TokenGrammar
     from streamgen.messages import StepDone, StepPlan
     from streamgen.sampling import Sampling
     from streamgen.scheduling.limits import Limits
     from streamgen.text.chat import ChatTemplate, ChatTemplates
+    from streamgen.text.parts import OutputFormats
     from streamgen.text.tokenizer import Tokenizer
 
 
@@ -42,6 +44,16 @@ class OpenModel(Protocol):
     @property
     def supports_processors(self) -> bool:
         """Whether its runner can call functions of this process."""
+        ...
+
+    @property
+    def grammars(self) -> dict[str, TokenGrammar]:
+        """Grammars by key, of the requests that are open: filled and emptied by the compiler actor."""
+        ...
+
+    @property
+    def formats(self) -> OutputFormats:
+        """What may be told apart in its outputs, and how."""
         ...
 
     @property

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import anyio
 
 from streamgen.actors import deadlines
+from streamgen.actors.compiler import Compile
 from streamgen.actors.core import Core
 from streamgen.actors.detokenizer import refused_end
 from streamgen.actors.door import Door
@@ -30,6 +31,7 @@ from streamgen.messages import Cancel, Resume, Submit, Unpin
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from streamgen.actors.compiler import CompiledGrammar
     from streamgen.actors.model import ModelOpener, OpenModel
     from streamgen.actors.recorder import Recorder
     from streamgen.actors.routes import Owner
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from streamgen.actors.tokenizer import PromptEncoder
     from streamgen.actors.world import World
     from streamgen.config import EngineOptions
+    from streamgen.grammar.source import GrammarSource
 
 logger = logging.getLogger(__name__)
 
@@ -188,6 +191,16 @@ class EngineThread:
                 raise self._not_open()
             self._calls.add(call)
         self._post(self._start_call, call, function)
+        return call
+
+    def compile(self, source: GrammarSource) -> Call[CompiledGrammar]:
+        """Have a grammar compiled, or find it compiled already."""
+        call: Call[CompiledGrammar] = Call()
+        with self.routes.lock:
+            if self.state not in _OPEN:
+                raise self._not_open()
+            self._calls.add(call)
+        self._post(self._compile, call, source)
         return call
 
     def drain(self) -> Signal:
@@ -349,6 +362,7 @@ class EngineThread:
         if core is not None and self._is_wedged:
             # NOTE: a step may still be in the model's memory. It is freed when that step comes back, if ever.
             core.workers.stop()
+            core.compiler.stop()
             core.device.abandon(model.close if model is not None else lambda: None)
             return
         if core is not None:
@@ -371,7 +385,7 @@ class EngineThread:
             journal=self.recorder.attach(self.routes.name_of),
             on_wedged=self._note_wedged,
         )
-        self.routes.on_taken = lambda number: model.processors.pop(number, None)
+        self.routes.on_taken = self._forget
         self._sleeper = sleeper = Sleeper(
             model,
             core,
@@ -454,6 +468,21 @@ class EngineThread:
 
         assert self._core is not None, "a call was accepted while nothing is open"
         self._core.workers.submit(function, done)
+
+    def _compile(self, call: Call[CompiledGrammar], source: GrammarSource) -> None:
+        def answer(key: str, grammar: CompiledGrammar | None, error: StreamgenError | None) -> None:
+            self._calls.discard(call)
+            call.finish(grammar, error)
+
+        if self._core is not None:  # else closing has given the call its end
+            self._core.compile(Compile(source=source, answer=answer))
+
+    def _forget(self, number: int) -> None:
+        """A request has ended: what it has in the model's tables goes."""
+        core, model = self._core, self._model
+        if core is not None and model is not None:
+            model.processors.pop(number, None)
+            core.compiler.release(number)
 
     def _set_stop(self) -> None:
         if self._stop is not None:

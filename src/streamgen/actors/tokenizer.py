@@ -1,7 +1,8 @@
 """Tokenizer actor: turns a request's prompt into ids, in worker threads, and lets the request into the engine.
 
-A request is here from `Submit` until its ids are known; then it is opened at the detokenizer and admitted to the
-scheduler, in this order. A `Cancel` that finds it here ends it at once; the thread's result is dropped when it comes.
+A request is here from `Submit` until its ids are known and its grammar, if it has one, is compiled; then it is opened at
+the detokenizer and admitted to the scheduler, in this order. A `Cancel` that finds it here ends it at once; the thread's
+result is dropped when it comes.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ from typing import TYPE_CHECKING, Any, assert_never
 from msgspec import Struct
 
 from streamgen.actors.actor import Actor
+from streamgen.actors.compiler import Compile, CompiledGrammar
 from streamgen.errors import InvalidRequest, PromptTooLong, StreamgenError, TemplateError
+from streamgen.grammar.source import GrammarSource  # noqa: TC001  # a field of a Struct
 from streamgen.messages import (
     Admit,
     Cancel,
     DetokenizerInbox,
+    GrammarUse,
     Open,
+    OutputParts,
     Refused,
     SchedulerInbox,
     Submit,
@@ -30,28 +35,50 @@ if TYPE_CHECKING:
 
     from streamgen.actors.world import RunsCalls
     from streamgen.text.chat import ChatTemplate, ChatTemplates
+    from streamgen.text.parts import OutputFormats
     from streamgen.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
 
 class Encoded(Struct, frozen=True, kw_only=True):
-    """A worker thread's answer. `ids` is prompt and continuation; the continuation begins at `score_from`."""
+    """A worker thread's answer. `ids` is prompt and continuation; the continuation begins at `score_from`.
+
+    parts   what may be told apart in the output
+    source  what the output has to obey, and `use` how: fields of a `GrammarUse` but its key
+    """
 
     request_id: int
     ids: tuple[int, ...] = ()
     score_from: int | None = None
+    parts: OutputParts | None = None
+    source: GrammarSource | None = None
+    use: dict[str, Any] = {}
     error: BaseException | None = None
+
+
+class Prepared(Struct, frozen=True, kw_only=True):
+    """The compiler's answer: the grammar of a request stands in the model's table, or what is wrong with it."""
+
+    request_id: int
+    key: str
+    error: StreamgenError | None = None
 
 
 class PromptEncoder:
     """Prompt -> ids. Called from several threads: it only reads."""
 
     def __init__(
-        self, tokenizer: Tokenizer, template: ChatTemplate | ChatTemplates | None, *, max_context: int
+        self,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | ChatTemplates | None,
+        formats: OutputFormats,
+        *,
+        max_context: int,
     ) -> None:
         self._tokenizer = tokenizer
         self._template = template
+        self._formats = formats
         self._max_context = max_context
 
     def encode(self, submit: Submit) -> Encoded:
@@ -71,7 +98,13 @@ class PromptEncoder:
         if not ids:
             raise InvalidRequest("prompt: it has no tokens", param="prompt")
         self._check_length(len(ids), scores_only=submit.continuation is not None)
-        return Encoded(request_id=submit.request_id, ids=ids, score_from=score_from)
+        if submit.continuation is not None:
+            return Encoded(request_id=submit.request_id, ids=ids, score_from=score_from)
+        parts = self._formats.parts(ids, submit.tools, submit.tool_choice)
+        source, use = self._formats.grammar_use(submit.output, submit.tools, submit.tool_choice, parts)
+        return Encoded(
+            request_id=submit.request_id, ids=ids, score_from=score_from, parts=parts, source=source, use=use
+        )
 
     def render(self, chat: tuple[dict[str, object], ...], **arguments: Any) -> str:
         """The chat as the model sees it."""
@@ -94,14 +127,16 @@ class PromptEncoder:
             return submit.ids
         if submit.text is not None:
             return self.encode_text(submit.text, add_bos=True)
-        return self._encode_chat(submit.chat or (), submit.known)
+        return self._encode_chat(submit.chat or (), submit.known, **_template_arguments(submit))
 
-    def _encode_chat(self, chat: tuple[dict[str, object], ...], known: tuple[int, ...]) -> tuple[int, ...]:
+    def _encode_chat(
+        self, chat: tuple[dict[str, object], ...], known: tuple[int, ...], **arguments: Any
+    ) -> tuple[int, ...]:
         """A chat that goes on from a turn whose ids are known keeps them, so that their pages are found again.
 
         Encoding the whole text anew could split what the model wrote into other tokens than those it wrote.
         """
-        text = self.render(chat)
+        text = self.render(chat, **arguments)
         if known:
             said = self._decode(known)
             if text.startswith(said):
@@ -142,8 +177,8 @@ class PromptEncoder:
             )
 
 
-class TokenizerActor(Actor[TokenizerInbox | Encoded]):
-    """Owns the requests whose ids are not known yet."""
+class TokenizerActor(Actor[TokenizerInbox | Encoded | Prepared]):
+    """Owns the requests whose ids are not known yet, or whose grammar is not."""
 
     name = "tokenizer"
 
@@ -156,6 +191,7 @@ class TokenizerActor(Actor[TokenizerInbox | Encoded]):
         max_context: int,
         to_scheduler: Callable[[SchedulerInbox], None],
         to_detokenizer: Callable[[DetokenizerInbox], None],
+        to_compiler: Callable[[Compile | Cancel], None],
         capacity: int,
     ) -> None:
         super().__init__(capacity=capacity)
@@ -165,9 +201,11 @@ class TokenizerActor(Actor[TokenizerInbox | Encoded]):
         self._max_context = max_context
         self._to_scheduler = to_scheduler
         self._to_detokenizer = to_detokenizer
+        self._to_compiler = to_compiler
         self._encoding: dict[int, Submit] = {}
+        self._compiling: dict[int, Encoded] = {}  # those of them whose ids are known
 
-    def handle(self, message: TokenizerInbox | Encoded) -> None:
+    def handle(self, message: TokenizerInbox | Encoded | Prepared) -> None:
         """Begin, give up or let in a request."""
         match message:
             case Submit():
@@ -175,14 +213,16 @@ class TokenizerActor(Actor[TokenizerInbox | Encoded]):
             case Cancel():
                 self._cancel(message)
             case Encoded():
-                self._admit(message)
+                self._go_on(message)
+            case Prepared():
+                self._prepared(message)
             case _:
                 assert_never(message)
 
     def _begin(self, submit: Submit) -> None:
         self._encoding[submit.request_id] = submit
         if submit.ids is not None and not isinstance(submit.continuation, str):
-            self._admit(_try_encode(self._encoder, submit))  # nothing to tokenize: no thread
+            self._go_on(_try_encode(self._encoder, submit))  # nothing to tokenize: no thread
         else:
             self._workers.submit(partial(_try_encode, self._encoder, submit), self._encoded)
 
@@ -193,18 +233,54 @@ class TokenizerActor(Actor[TokenizerInbox | Encoded]):
     def _cancel(self, cancel: Cancel) -> None:
         if self._encoding.pop(cancel.request_id, None) is None:
             self._to_scheduler(cancel)
-        else:
-            self._to_detokenizer(Refused(request_id=cancel.request_id, code=cancel.reason, message=cancel.message))
+            return
+        if self._compiling.pop(cancel.request_id, None) is not None:
+            self._to_compiler(cancel)
+        self._to_detokenizer(Refused(request_id=cancel.request_id, code=cancel.reason, message=cancel.message))
 
-    def _admit(self, encoded: Encoded) -> None:
-        submit = self._encoding.pop(encoded.request_id, None)
+    def _go_on(self, encoded: Encoded) -> None:
+        submit = self._encoding.get(encoded.request_id)
         if submit is None:
             return  # cancelled meanwhile
         if encoded.error is not None:
-            self._to_detokenizer(_refuse(encoded.request_id, encoded.error))
-            return
+            self._refuse(encoded.request_id, encoded.error)
+        elif encoded.source is None:
+            self._admit(submit, encoded, None)
+        else:
+            self._compiling[encoded.request_id] = encoded
+            self._to_compiler(
+                Compile(
+                    source=encoded.source,
+                    request_id=encoded.request_id,
+                    answer=partial(self._compiled, encoded.request_id),
+                )
+            )
+
+    def _compiled(
+        self, request_id: int, key: str, grammar: CompiledGrammar | None, error: StreamgenError | None
+    ) -> None:
+        self.post(Prepared(request_id=request_id, key=key, error=error))
+
+    def _prepared(self, prepared: Prepared) -> None:
+        encoded = self._compiling.pop(prepared.request_id, None)
+        if encoded is None:
+            return  # cancelled meanwhile
+        if prepared.error is not None:
+            self._refuse(prepared.request_id, prepared.error)
+        else:
+            submit = self._encoding[prepared.request_id]
+            self._admit(submit, encoded, GrammarUse(key=prepared.key, **encoded.use))
+
+    def _refuse(self, request_id: int, error: BaseException) -> None:
+        del self._encoding[request_id]
+        self._to_detokenizer(_refuse(request_id, error))
+
+    def _admit(self, submit: Submit, encoded: Encoded, grammar: GrammarUse | None) -> None:
+        del self._encoding[submit.request_id]
         sampling = submit.sampling
-        stop_ids = sampling.stop_ids if sampling.ignore_eos else (*self._eos_ids, *sampling.stop_ids)
+        # A grammar says where an output may end, whatever else was asked for.
+        ignores_eos = sampling.ignore_eos and grammar is None
+        stop_ids = sampling.stop_ids if ignores_eos else (*self._eos_ids, *sampling.stop_ids)
         self._to_detokenizer(
             Open(
                 request_id=submit.request_id,
@@ -214,6 +290,7 @@ class TokenizerActor(Actor[TokenizerInbox | Encoded]):
                 score_from=encoded.score_from,
                 num_sequences=submit.num_sequences,
                 on_slow=submit.on_slow,
+                parts=encoded.parts,
             )
         )
         self._to_scheduler(
@@ -232,6 +309,7 @@ class TokenizerActor(Actor[TokenizerInbox | Encoded]):
                 deadline=None if submit.timeout is None else submit.arrival + submit.timeout,
                 pin=submit.pin,
                 has_processors=submit.has_processors,
+                grammar=grammar,
             )
         )
 
@@ -240,6 +318,13 @@ class TokenizerActor(Actor[TokenizerInbox | Encoded]):
             return 0
         room = self._max_context - num_ids
         return room if submit.sampling.max_tokens is None else min(room, submit.sampling.max_tokens)
+
+
+_DETAILS = ("prompt_tokens", "max_context", "param", "pointer", "keyword", "bound")  # attributes of errors
+
+
+def _template_arguments(submit: Submit) -> dict[str, Any]:
+    return {"tools": submit.tools} if submit.tools and submit.tool_choice != "none" else {}
 
 
 def _try_encode(encoder: PromptEncoder, submit: Submit) -> Encoded:
@@ -253,5 +338,5 @@ def _refuse(request_id: int, error: BaseException) -> Refused:
     if not isinstance(error, StreamgenError):
         logger.debug("a prompt could not be encoded", exc_info=error)
         return Refused(request_id=request_id, code="error", message=f"encoding failed: {type(error).__name__}")
-    details = {k: v for k, v in vars(error).items() if k in ("prompt_tokens", "max_context", "param")}
+    details = {k: v for k, v in vars(error).items() if k in _DETAILS and v is not None}
     return Refused(request_id=request_id, code=error.code, message=error.message, details=details)

@@ -119,7 +119,7 @@ class Planner:
             self._batch.move_back(planned)
 
     def _plan_decode(self, sequence: Sequence, step: Step) -> None:
-        end = sequence.num_scheduled + 1
+        end = sequence.num_scheduled + sequence.num_known_rows
         has_place = end <= len(sequence.pages) * self._limits.page_size  # for nearly every step
         if not has_place and not self._make_room(sequence, end, step):
             self._batch.preempt(sequence, step, bars_starts=True)
@@ -133,7 +133,7 @@ class Planner:
         assert self._drafter is not None, "drafting without a drafter"
         # NOTE: drafts mean room for two rows or more, which the step after them needs too; see `num_decode_rows`.
         room_in_output = sequence.max_tokens - sequence.num_outputs - 1
-        room_in_pages = self._cache.num_placeable(sequence) - 1
+        room_in_pages = self._cache.num_placeable(sequence) - sequence.num_known_rows
         most = min(room - sequence.num_decode_rows, room_in_output, room_in_pages)
         return tuple(self._drafter.propose(sequence)[:most]) if most > 0 else ()
 

@@ -41,6 +41,7 @@ from streamgen.messages import (
     StepPlan,
     StopFound,
     TokenLogprobs,
+    Turn,
     Unpin,
 )
 from streamgen.scheduling.admission import Admission, output_limit, overload, refusal, tenant_overload
@@ -198,6 +199,7 @@ class Scheduler:
         if self._journal is not None:
             self._journal.completed(step, done.seconds)
         faults = {fault.index: fault for fault in done.faults}
+        turns = {turn.index: turn for turn in done.turns}
         for i, rows in enumerate(step.rows):
             if rows.run != rows.sequence.run:
                 continue
@@ -206,7 +208,7 @@ class Scheduler:
             else:
                 logprobs = done.logprobs[i] if done.logprobs else ()
                 scores = done.scores[i] if done.scores else ()
-                self._advance(rows, done.tokens[i], logprobs, scores)
+                self._advance(rows, done.tokens[i], logprobs, scores, turns.get(i))
         self._suspects.succeeded()
 
     def fail(self, failed: StepFailed) -> None:
@@ -238,9 +240,10 @@ class Scheduler:
         tokens: tuple[int, ...],
         logprobs: tuple[TokenLogprobs, ...],
         scores: tuple[TokenLogprobs, ...],
+        turn: Turn | None,
     ) -> None:
         sequence = rows.sequence
-        ids = sequence.take(rows, tokens)
+        ids = sequence.take(rows, tokens, turn)
         self._count(rows, ids)
         self._cache.offer(sequence)
         if ids:

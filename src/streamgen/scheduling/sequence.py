@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from streamgen.messages import Admit, Begin
 
 if TYPE_CHECKING:
+    from streamgen.messages import Turn
     from streamgen.scheduling.tenants import Share
 
 AGE_SECONDS = 10.0  # of waiting are worth one step of priority
@@ -74,6 +75,7 @@ class Sequence:
     share            of its tenant, from when it is admitted
     has_started      it had a slot before, and was charged for its prompt
     is_paused        its reader is behind: it gets no rows
+    is_complete      its grammar says that nothing can follow
     num_losses       executors that died while it ran
     max_tokens       cut to what the context and the page pool can hold
     names            prefix-cache names: the root, then one per full page, as far as they were needed
@@ -93,6 +95,7 @@ class Sequence:
         "has_started",
         "ids",
         "index",
+        "is_complete",
         "is_paused",
         "is_verifying",
         "leader",
@@ -138,7 +141,7 @@ class Sequence:
         self.run = 0
         self.num_scheduled = self.num_computed = self.num_pending = 0
         self.num_offered = self.num_shared_hint = 0
-        self.is_verifying = self.has_stale_tail = self.is_paused = False
+        self.is_verifying = self.has_stale_tail = self.is_paused = self.is_complete = False
         self.num_losses = 0
         self.cached_tokens = 0
         self.has_reported = self.has_started = False
@@ -169,9 +172,14 @@ class Sequence:
         return len(self.ids) - self.num_scheduled
 
     @property
+    def num_known_rows(self) -> int:
+        """Rows of the next decode whose tokens the executor has: more than one where the last ones were forced."""
+        return max(1, len(self.ids) - self.num_scheduled)
+
+    @property
     def num_decode_rows(self) -> int:
         """Rows that the next token costs, drafts aside; see `plan_decode`."""
-        return 2 if self.has_stale_tail else 1
+        return self.num_known_rows + 1 if self.has_stale_tail else self.num_known_rows
 
     @property
     def max_reusable(self) -> int:
@@ -215,6 +223,7 @@ class Sequence:
             sample_index=self.index,
             score_from=self.next_score if wants_scores else None,
             processors=self.request.request_id if self.request.has_processors else None,
+            grammar=self.request.grammar,
         )
 
     def plan_chunk(self, count: int, pages: tuple[int, ...]) -> Rows:
@@ -227,12 +236,13 @@ class Sequence:
         return Rows(self, start=start, count=count, samples=samples, pages=pages)
 
     def plan_decode(self, pages: tuple[int, ...], proposals: tuple[int, ...]) -> Rows:
-        """Rows for the last token, and for drafted ones after it."""
-        start, count, drafts = self.num_scheduled, 1 + len(proposals), proposals
+        """Rows for the last token, those forced before it, and drafted ones after it."""
+        start, count = self.num_scheduled, self.num_known_rows + len(proposals)
+        drafts = (*self.ids[start + 1 :], *proposals) if proposals else ()
         if self.has_stale_tail:
             # The executor does not know the last token: a verified row never writes what it sampled. A draft is written
             # after the first row, so the row before the last token runs once more, with the same result.
-            start, count, drafts = start - 1, count + 1, (self.ids[-1], *proposals)
+            start, count, drafts = start - 1, count + 1, (*self.ids[start:], *proposals)
             self.has_stale_tail = False
         if proposals:
             self.is_verifying = True
@@ -242,14 +252,18 @@ class Sequence:
         samples = 1 + len(proposals)
         return Rows(self, start=start, count=count, samples=samples, pages=pages, drafts=drafts, proposals=proposals)
 
-    def take(self, rows: Rows, tokens: tuple[int, ...]) -> tuple[int, ...]:
-        """Account for the results of rows; the new output tokens."""
+    def take(self, rows: Rows, tokens: tuple[int, ...], turn: Turn | None = None) -> tuple[int, ...]:
+        """Account for the results of rows, and for what the grammar says after them; the new output tokens."""
         if self.is_verifying:
-            return self._take_verified(rows, tokens)
-        self.num_computed = rows.start + rows.count
-        self.num_pending -= rows.samples
-        self.ids.extend(tokens)
-        return tokens
+            tokens = self._take_verified(rows, tokens)
+        else:
+            self.num_computed = rows.start + rows.count
+            if self.num_computed < len(self.ids):
+                tokens = ()  # forced, and known since before the step was done
+            else:
+                self.num_pending -= rows.samples
+                self.ids.extend(tokens)
+        return tokens if turn is None else tokens + self._take_turn(turn)
 
     def _take_verified(self, rows: Rows, tokens: tuple[int, ...]) -> tuple[int, ...]:
         kept = self._up_to_stop(tokens[: count_agreeing(rows.proposals, tokens) + 1])
@@ -258,6 +272,14 @@ class Sequence:
         self.num_computed = self.num_scheduled = len(self.ids) - 1
         self.is_verifying, self.has_stale_tail = False, True
         return kept
+
+    def _take_turn(self, turn: Turn) -> tuple[int, ...]:
+        """Forced tokens, as far as the output may go. Those that steps under way will give are known with them."""
+        forced = turn.forced[: self.max_tokens - self.num_outputs]
+        self.ids.extend(forced)
+        self.num_pending = max(0, self.num_pending - len(forced))
+        self.is_complete = turn.ends and len(forced) == len(turn.forced)
+        return forced
 
     def _up_to_stop(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
         for i, token in enumerate(tokens):
@@ -275,6 +297,8 @@ class Sequence:
         """Why the sequence is at its end, or None."""
         if self.num_outputs and self.ids[-1] in self.stop_ids:
             return "stop"
+        if self.is_complete:
+            return "complete"
         if self.num_outputs >= self.max_tokens and self.is_prompt_computed:
             return "length"
         return None

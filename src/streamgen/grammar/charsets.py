@@ -1,0 +1,114 @@
+"""Sets of characters as sorted ranges of code points, and what they become in UTF-8."""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+Ranges: TypeAlias = tuple[tuple[int, int], ...]  # inclusive, ascending, neither touching nor overlapping
+
+LAST = 0x10FFFF
+_SURROGATES = (0xD800, 0xDFFF)
+_LENGTH_ENDS = (0x7F, 0x7FF, 0xFFFF, LAST)  # the last code point of each number of bytes
+_MANY_STATES = 8  # states between the bytes of a range that crosses every boundary there is
+
+
+def merge(ranges: Iterable[tuple[int, int]]) -> Ranges:
+    """The union."""
+    merged: list[tuple[int, int]] = []
+    for low, high in sorted(ranges):
+        if merged and low <= merged[-1][1] + 1:
+            merged[-1] = (merged[-1][0], max(high, merged[-1][1]))
+        else:
+            merged.append((low, high))
+    return tuple(merged)
+
+
+def invert(ranges: Ranges) -> Ranges:
+    """Every other character."""
+    gaps, start = [], 0
+    for low, high in ranges:
+        if low > start:
+            gaps.append((start, low - 1))
+        start = high + 1
+    if start <= LAST:
+        gaps.append((start, LAST))
+    return tuple(gaps)
+
+
+def encodable(ranges: Ranges) -> Ranges:
+    """Those that UTF-8 can write: no surrogates."""
+    low, high = _SURROGATES
+    if not any(first <= high and last >= low for first, last in ranges):
+        return ranges
+    below = ((first, min(last, low - 1)) for first, last in ranges if first < low)
+    above = ((max(first, high + 1), last) for first, last in ranges if last > high)
+    return merge((*below, *above))
+
+
+@functools.cache
+def named(escape: str, *, is_ascii: bool) -> Ranges:
+    r"""What `\d`, `\w` or `\s` means to Python's `re` in a `str` pattern.
+
+    Asked of `re` itself rather than of a table: tables of other engines differ by a few hundred characters.
+    """
+    if is_ascii:
+        text = "".join(map(chr, range(128)))
+    else:
+        text = "".join(map(chr, (*range(_SURROGATES[0]), *range(_SURROGATES[1] + 1, LAST + 1))))
+    return tuple((ord(found[0][0]), ord(found[0][-1])) for found in re.finditer(rf"\{escape}+", text))
+
+
+_EXTRA_CASES = {"k": "\u212a", "s": "\u017f", "i": "\u0131\u0130", "å": "\u212b", "ß": "\u1e9e", "ω": "\u2126"}
+
+
+def fold(ranges: Ranges) -> Ranges:
+    """With the other case of each letter. Ranges beyond Latin, Greek and Cyrillic are taken as they are."""
+    more: list[tuple[int, int]] = list(ranges)
+    for low, high in ranges:
+        for code in range(low, min(high, 0x52F) + 1):
+            char = chr(code)
+            cases = {char.lower(), char.upper(), *_EXTRA_CASES.get(char.lower(), "")}
+            more.extend((ord(case), ord(case)) for case in cases if len(case) == 1)
+    return merge(more)
+
+
+def byte_cuts(ranges: Ranges) -> set[int]:
+    """Every byte at which a range of bytes may begin where these characters are spelled in UTF-8."""
+    cuts: set[int] = set()
+    for low, high in ranges:
+        if high < 0x80:
+            cuts.update((low, high + 1))
+            continue
+        for edge in (low, high):
+            for byte in chr(edge).encode():
+                cuts.update((byte, byte + 1))
+    return cuts
+
+
+def utf8_states(ranges: Ranges) -> int:
+    """About how many states an automaton needs between the bytes of these characters."""
+    states, beyond = 0, 0
+    for low, high in ranges:
+        if high < 0x80:
+            continue
+        beyond += 1
+        states += _states_between(max(low, 0x80), high)
+    return min(states, _MANY_STATES + beyond // 2)
+
+
+def _states_between(low: int, high: int) -> int:
+    states, start = 0, low
+    for width, end in enumerate(_LENGTH_ENDS):
+        if start <= end and width > 0:
+            last = min(high, end)
+            same_lead = start >> 6 == last >> 6
+            states += width if same_lead else 2 * width
+            start = last + 1
+        if start > high:
+            break
+    return states
