@@ -318,6 +318,9 @@ def _check_values(options: EngineOptions) -> None:
         )
     _check_seconds("idle_sleep", options.idle_sleep)
     _check_kv_memory(options.kv_memory)
+    if isinstance(options.grammars, str) or not isinstance(options.grammars, Sequence):
+        got = type(options.grammars).__name__
+        raise ConfigError(f"grammars: expected a sequence of output types, got {got}", option="grammars")
 
 
 def _check_quantization(options: EngineOptions) -> None:

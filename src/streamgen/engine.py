@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, Unpack, overload
 
 import anyio
 
+from streamgen.compiled import CompiledOutput
 from streamgen.engine_base import (
     STREAM_FIELDS,
     EngineBase,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from streamgen.actors.supervisor import EngineThread
     from streamgen.completion import Completion, TokenLogprob
+    from streamgen.grammar.outputs import OutputSpec
     from streamgen.prompt import Prompt
     from streamgen.request import RequestFields, Submission
     from streamgen.sampling import LogitsProcessor, Sampling, SamplingFields
@@ -53,6 +55,12 @@ class Engine(EngineBase):
         if thread.load_error is not None:
             await _join(thread)
         self._check_opened(thread)
+        try:
+            for output in self.options.grammars:
+                await self.compile(output)
+        except BaseException:
+            await self.aclose()
+            raise
         return self
 
     async def __aenter__(self) -> Self:
@@ -90,13 +98,17 @@ class Engine(EngineBase):
     @overload
     def stream(self, prompt: Prompt, /, *, output: None = None, **fields: Unpack[RequestFields]) -> Stream[None]: ...
     @overload
-    def stream(self, prompt: Prompt, /, *, output: type[T], **fields: Unpack[RequestFields]) -> Stream[T]: ...
+    def stream(
+        self, prompt: Prompt, /, *, output: type[T] | OutputSpec[T], **fields: Unpack[RequestFields]
+    ) -> Stream[T]: ...
+    @overload
+    def stream(self, prompt: Prompt, /, *, output: object, **fields: Unpack[RequestFields]) -> Stream[Any]: ...
     def stream(
         self,
         prompt: Prompt,
         /,
         *,
-        output: type[T] | None = None,
+        output: object = None,
         sampling: Sampling | None = None,
         tools: Sequence[object] = (),
         tool_choice: str = "auto",
@@ -111,7 +123,7 @@ class Engine(EngineBase):
         processors: Sequence[LogitsProcessor] = (),
         request_id: str | None = None,
         **sampling_fields: Unpack[SamplingFields],
-    ) -> Stream[T] | Stream[None]:
+    ) -> Stream[Any]:
         """A request, checked; it runs once the stream is entered or read.
 
         prompt    text, token ids, or messages
@@ -132,7 +144,7 @@ class Engine(EngineBase):
         """
         given = dict(locals())
         fields = {name: given[name] for name in ("output", *STREAM_FIELDS)}
-        return cast("Stream[T]", Stream(self, self._submission(prompt, {**fields, **sampling_fields})))
+        return Stream(self, self._submission(prompt, {**fields, **sampling_fields}))
 
     @overload
     async def generate(
@@ -140,28 +152,65 @@ class Engine(EngineBase):
     ) -> Completion[None]: ...
     @overload
     async def generate(
-        self, prompt: Prompt, /, *, output: type[T], **fields: Unpack[RequestFields]
+        self, prompt: Prompt, /, *, output: type[T] | OutputSpec[T], **fields: Unpack[RequestFields]
     ) -> Completion[T]: ...
+    @overload
     async def generate(
-        self, prompt: Prompt, /, *, output: type[T] | None = None, **fields: Unpack[RequestFields]
-    ) -> Completion[T] | Completion[None]:
+        self, prompt: Prompt, /, *, output: object, **fields: Unpack[RequestFields]
+    ) -> Completion[Any]: ...
+    async def generate(
+        self, prompt: Prompt, /, *, output: object = None, **fields: Unpack[RequestFields]
+    ) -> Completion[Any]:
         """The whole answer. Arguments as for `stream`.
 
         Raises:
             RequestError, AdmissionError, GenerationError, EngineFailed: `partial` holds what there is.
         """
-        stream = Stream[T](self, self._submission(prompt, {"output": output, **fields}))
+        stream = Stream[Any](self, self._submission(prompt, {"output": output, **fields}))
         async with stream:
             return await stream.final()
 
+    @overload
     async def sample(
-        self, prompt: Prompt, /, *, n: int, best_of: int | None = None, **fields: Unpack[RequestFields]
-    ) -> list[Completion[None]]:
+        self,
+        prompt: Prompt,
+        /,
+        *,
+        n: int,
+        best_of: int | None = None,
+        output: None = None,
+        **fields: Unpack[RequestFields],
+    ) -> list[Completion[None]]: ...
+    @overload
+    async def sample(
+        self,
+        prompt: Prompt,
+        /,
+        *,
+        n: int,
+        best_of: int | None = None,
+        output: type[T] | OutputSpec[T],
+        **fields: Unpack[RequestFields],
+    ) -> list[Completion[T]]: ...
+    @overload
+    async def sample(
+        self, prompt: Prompt, /, *, n: int, best_of: int | None = None, output: object, **fields: Unpack[RequestFields]
+    ) -> list[Completion[Any]]: ...
+    async def sample(
+        self,
+        prompt: Prompt,
+        /,
+        *,
+        n: int,
+        best_of: int | None = None,
+        output: object = None,
+        **fields: Unpack[RequestFields],
+    ) -> list[Completion[Any]]:
         """`n` independent answers to one prompt, which is computed once.
 
         With `best_of` so many are made, and the `n` of the highest mean log-probability per token come back.
         """
-        submission = self._sample_submission(prompt, n, best_of, fields)
+        submission = self._sample_submission(prompt, n, best_of, {"output": output, **fields})
         await _run(submission)
         return sampled(submission, n, keeps_logprobs=wants_logprobs(fields))
 
@@ -190,20 +239,56 @@ class Engine(EngineBase):
         """
         return Session(self, system=system, tools=tools, pin=pin, defaults=defaults)
 
+    @overload
     def map(
         self,
         prompts: Iterable[Prompt] | AsyncIterable[Prompt],
         /,
         *,
+        output: None = None,
         concurrency: int | None = None,
         ordered: bool = False,
         **fields: Unpack[RequestFields],
-    ) -> ResultStream[None]:
+    ) -> ResultStream[None]: ...
+    @overload
+    def map(
+        self,
+        prompts: Iterable[Prompt] | AsyncIterable[Prompt],
+        /,
+        *,
+        output: type[T] | OutputSpec[T],
+        concurrency: int | None = None,
+        ordered: bool = False,
+        **fields: Unpack[RequestFields],
+    ) -> ResultStream[T]: ...
+    @overload
+    def map(
+        self,
+        prompts: Iterable[Prompt] | AsyncIterable[Prompt],
+        /,
+        *,
+        output: object,
+        concurrency: int | None = None,
+        ordered: bool = False,
+        **fields: Unpack[RequestFields],
+    ) -> ResultStream[Any]: ...
+    def map(
+        self,
+        prompts: Iterable[Prompt] | AsyncIterable[Prompt],
+        /,
+        *,
+        output: object = None,
+        concurrency: int | None = None,
+        ordered: bool = False,
+        **fields: Unpack[RequestFields],
+    ) -> ResultStream[Any]:
         """Many prompts, `concurrency` at a time: an async iterator of `Ok(index, completion)` and `Err(index, error)`.
 
         The source is read only as fast as results are taken. Leaving the iterator ends what runs.
         """
-        return ResultStream(self, prompts, concurrency=concurrency, ordered=ordered, fields=dict(fields))
+        return ResultStream(
+            self, prompts, concurrency=concurrency, ordered=ordered, fields={"output": output, **fields}
+        )
 
     async def sleep(self, *, keep_weights: bool = False) -> None:
         """Give the memory back, as soon as no request is open; returns then. A request, or `wake`, takes it again.
@@ -238,6 +323,20 @@ class Engine(EngineBase):
         finally:
             self._end_restart(owners)
 
+    @overload
+    async def compile(self, output: type[T] | OutputSpec[T], /) -> CompiledOutput[T]: ...
+    @overload
+    async def compile(self, output: object, /) -> CompiledOutput[Any]: ...
+    async def compile(self, output: object, /) -> CompiledOutput[Any]:
+        """The grammar of an output type, made now rather than with the first request, and to be asked without a model.
+
+        Raises:
+            SchemaError, SchemaTooComplex: it cannot be made. InvalidRequest: this is no output type.
+        """
+        plan, call = self._begin_compile(output)
+        await call.done.wait()
+        return CompiledOutput(plan, call.result().grammar)
+
     # ---- what a later version brings ----
 
     async def beam_search(
@@ -245,10 +344,6 @@ class Engine(EngineBase):
     ) -> list[Completion[None]]:
         """In a later version."""
         raise not_yet("beam_search")
-
-    async def compile(self, output: object, /) -> NoReturn:
-        """In a later version."""
-        raise not_yet("compile")
 
     async def run_tools(
         self, prompt: Prompt, /, *, tools: Sequence[Callable[..., object]], max_rounds: int = 8, **fields: Any

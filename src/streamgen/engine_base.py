@@ -36,10 +36,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from streamgen.actors.compiler import CompiledGrammar
     from streamgen.actors.model import ModelOpener, OpenModel
     from streamgen.actors.routes import Owner
     from streamgen.actors.world import World
     from streamgen.completion import Completion, TokenLogprob
+    from streamgen.grammar.outputs import OutputPlan
     from streamgen.lifecycle import EventStream
     from streamgen.mailbox import Mailbox
 
@@ -253,6 +255,12 @@ class EngineBase:
         thread = self._thread
         if thread is not None:
             thread.unpin(key)
+
+    def _begin_compile(self, output: object) -> tuple[OutputPlan, Call[CompiledGrammar]]:
+        from streamgen.grammar.outputs import read_output  # what types mean is known where one is asked for
+
+        plan = read_output(output)
+        return plan, self._open_thread().compile(plan.source)
 
     def _submission(self, prompt: Prompt, fields: Mapping[str, Any], **how: Any) -> Submission:
         spec = check_request(prompt, fields)

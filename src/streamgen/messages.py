@@ -41,8 +41,8 @@ class Submit(Message, frozen=True, kw_only=True):
     pin            key under which the sequence's pages are kept when it ends, until `Unpin`; "": none
     on_slow        what becomes of it when its reader falls behind: "coalesce" | "pause" | "cancel"
     output         what its output has to obey
-    tools          functions that the model may call, as OpenAI writes them; tool_choice "auto" | "required" | "none" | a
-                   name
+    tools          functions that the model may call, as OpenAI writes them
+    tool_choice    "auto" | "required" | "none" | a name
     has_processors whether logits processors wait for it in the model's table, under its request id
     arrival        when it was submitted, on the engine's clock
     timeout, queue_timeout, first_token_timeout   seconds from arrival until it ends, has a slot, has a token
@@ -272,8 +272,8 @@ class Turn(Struct, frozen=True, array_like=True):
 class StepDone(Message, frozen=True, kw_only=True):
     """Executor -> scheduler: the results of a plan, parallel to its sequences.
 
-    tokens     the sampled ids of each sequence (as many as `samples` said; fewer where drafts go on after the end of its
-               grammar)
+    tokens     the sampled ids of each sequence (as many as `samples` said; fewer where drafts go on after the end of
+               its grammar)
     logprobs   per sequence one entry per sampled id, where it asked for logprobs; () = nobody did
     scores     per sequence the prompt's TokenLogprobs from this step's rows, in order; () = nobody asked.
                The row at position p scores the token at p + 1

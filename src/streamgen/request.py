@@ -141,7 +141,8 @@ def _read_output(output: object, sampling: Sampling) -> OutputPlan | None:
 
     for name in ("stop", "stop_ids"):
         if getattr(sampling, name):
-            raise InvalidRequest(f"{name}: a request with output= ends where its value does; leave {name} out", param=name)
+            why = "a request with output= ends where its value does"
+            raise InvalidRequest(f"{name}: {why}; leave {name} out", param=name)
     return read_output(output)
 
 

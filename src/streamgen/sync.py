@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, Unpack, overload
 
+from streamgen.compiled import CompiledOutput
 from streamgen.completion import Completion, Delta, Event, Finished, Text, TokenLogprob
 from streamgen.engine_base import (
     EngineBase,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from streamgen.actors.supervisor import EngineThread
+    from streamgen.grammar.outputs import OutputSpec
     from streamgen.prompt import Prompt
     from streamgen.request import RequestFields, Submission
     from streamgen.sync_session import Session
@@ -123,6 +125,12 @@ class Engine(EngineBase):
         if thread.load_error is not None:
             _join(thread)
         self._check_opened(thread)
+        try:
+            for output in self.options.grammars:
+                self.compile(output)
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __enter__(self) -> Self:
@@ -159,32 +167,69 @@ class Engine(EngineBase):
     @overload
     def stream(self, prompt: Prompt, /, *, output: None = None, **fields: Unpack[RequestFields]) -> Stream[None]: ...
     @overload
-    def stream(self, prompt: Prompt, /, *, output: type[T], **fields: Unpack[RequestFields]) -> Stream[T]: ...
     def stream(
-        self, prompt: Prompt, /, *, output: type[T] | None = None, **fields: Unpack[RequestFields]
-    ) -> Stream[T] | Stream[None]:
+        self, prompt: Prompt, /, *, output: type[T] | OutputSpec[T], **fields: Unpack[RequestFields]
+    ) -> Stream[T]: ...
+    @overload
+    def stream(self, prompt: Prompt, /, *, output: object, **fields: Unpack[RequestFields]) -> Stream[Any]: ...
+    def stream(self, prompt: Prompt, /, *, output: object = None, **fields: Unpack[RequestFields]) -> Stream[Any]:
         """A request, checked; it runs once the stream is entered or read. Arguments as for the async engine."""
-        return Stream[T](self, self._submission(prompt, {"output": output, **fields}))
+        return Stream[Any](self, self._submission(prompt, {"output": output, **fields}))
 
     @overload
     def generate(
         self, prompt: Prompt, /, *, output: None = None, **fields: Unpack[RequestFields]
     ) -> Completion[None]: ...
     @overload
-    def generate(self, prompt: Prompt, /, *, output: type[T], **fields: Unpack[RequestFields]) -> Completion[T]: ...
     def generate(
-        self, prompt: Prompt, /, *, output: type[T] | None = None, **fields: Unpack[RequestFields]
-    ) -> Completion[T] | Completion[None]:
+        self, prompt: Prompt, /, *, output: type[T] | OutputSpec[T], **fields: Unpack[RequestFields]
+    ) -> Completion[T]: ...
+    @overload
+    def generate(self, prompt: Prompt, /, *, output: object, **fields: Unpack[RequestFields]) -> Completion[Any]: ...
+    def generate(self, prompt: Prompt, /, *, output: object = None, **fields: Unpack[RequestFields]) -> Completion[Any]:
         """The whole answer."""
-        stream = Stream[T](self, self._submission(prompt, {"output": output, **fields}))
+        stream = Stream[Any](self, self._submission(prompt, {"output": output, **fields}))
         with stream:
             return stream.final()
 
+    @overload
     def sample(
-        self, prompt: Prompt, /, *, n: int, best_of: int | None = None, **fields: Unpack[RequestFields]
-    ) -> list[Completion[None]]:
+        self,
+        prompt: Prompt,
+        /,
+        *,
+        n: int,
+        best_of: int | None = None,
+        output: None = None,
+        **fields: Unpack[RequestFields],
+    ) -> list[Completion[None]]: ...
+    @overload
+    def sample(
+        self,
+        prompt: Prompt,
+        /,
+        *,
+        n: int,
+        best_of: int | None = None,
+        output: type[T] | OutputSpec[T],
+        **fields: Unpack[RequestFields],
+    ) -> list[Completion[T]]: ...
+    @overload
+    def sample(
+        self, prompt: Prompt, /, *, n: int, best_of: int | None = None, output: object, **fields: Unpack[RequestFields]
+    ) -> list[Completion[Any]]: ...
+    def sample(
+        self,
+        prompt: Prompt,
+        /,
+        *,
+        n: int,
+        best_of: int | None = None,
+        output: object = None,
+        **fields: Unpack[RequestFields],
+    ) -> list[Completion[Any]]:
         """`n` independent answers to one prompt; with `best_of` the likeliest of so many."""
-        submission = self._sample_submission(prompt, n, best_of, fields)
+        submission = self._sample_submission(prompt, n, best_of, {"output": output, **fields})
         _run(submission)
         return sampled(submission, n, keeps_logprobs=wants_logprobs(fields))
 
@@ -208,17 +253,53 @@ class Engine(EngineBase):
 
         return Session(self, system=system, tools=tools, pin=pin, defaults=defaults)
 
+    @overload
     def map(
         self,
         prompts: Iterable[Prompt],
         /,
         *,
+        output: None = None,
         concurrency: int | None = None,
         ordered: bool = False,
         **fields: Unpack[RequestFields],
-    ) -> ResultStream[None]:
+    ) -> ResultStream[None]: ...
+    @overload
+    def map(
+        self,
+        prompts: Iterable[Prompt],
+        /,
+        *,
+        output: type[T] | OutputSpec[T],
+        concurrency: int | None = None,
+        ordered: bool = False,
+        **fields: Unpack[RequestFields],
+    ) -> ResultStream[T]: ...
+    @overload
+    def map(
+        self,
+        prompts: Iterable[Prompt],
+        /,
+        *,
+        output: object,
+        concurrency: int | None = None,
+        ordered: bool = False,
+        **fields: Unpack[RequestFields],
+    ) -> ResultStream[Any]: ...
+    def map(
+        self,
+        prompts: Iterable[Prompt],
+        /,
+        *,
+        output: object = None,
+        concurrency: int | None = None,
+        ordered: bool = False,
+        **fields: Unpack[RequestFields],
+    ) -> ResultStream[Any]:
         """Many prompts, `concurrency` at a time: an iterator of `Ok(index, completion)` and `Err(index, error)`."""
-        return ResultStream(self, prompts, concurrency=concurrency, ordered=ordered, fields=dict(fields))
+        return ResultStream(
+            self, prompts, concurrency=concurrency, ordered=ordered, fields={"output": output, **fields}
+        )
 
     def sleep(self, *, keep_weights: bool = False) -> None:
         """Give the memory back, as soon as no request is open."""
@@ -245,6 +326,20 @@ class Engine(EngineBase):
         finally:
             self._end_restart(owners)
 
+    @overload
+    def compile(self, output: type[T] | OutputSpec[T], /) -> CompiledOutput[T]: ...
+    @overload
+    def compile(self, output: object, /) -> CompiledOutput[Any]: ...
+    def compile(self, output: object, /) -> CompiledOutput[Any]:
+        """The grammar of an output type, made now rather than with the first request, and to be asked without a model.
+
+        Raises:
+            SchemaError, SchemaTooComplex: it cannot be made. InvalidRequest: this is no output type.
+        """
+        plan, call = self._begin_compile(output)
+        call.done.wait_blocking()
+        return CompiledOutput(plan, call.result().grammar)
+
     # ---- what a later version brings ----
 
     def beam_search(
@@ -252,10 +347,6 @@ class Engine(EngineBase):
     ) -> list[Completion[None]]:
         """In a later version."""
         raise not_yet("beam_search")
-
-    def compile(self, output: object, /) -> NoReturn:
-        """In a later version."""
-        raise not_yet("compile")
 
     def run_tools(
         self, prompt: Prompt, /, *, tools: Sequence[Callable[..., object]], max_rounds: int = 8, **fields: Any

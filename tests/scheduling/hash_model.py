@@ -156,7 +156,8 @@ class HashModel:
         states = [self._read(slot, position) for position in range(end)]
         rows = range(end - samples, end)
         tokens = tuple(draw(states[: p + 1], begin=begin, position=p) for p in rows)
-        if begin.grammar is not None and Forcing(begin.grammar).end and samples > 1:  # nothing that was drafted after the end counts
+        if samples > 1 and begin.grammar is not None and Forcing(begin.grammar).end:
+            # Nothing counts that was drafted after the end.
             tokens = tokens[: max(0, begin.num_prompt + Forcing(begin.grammar).end - rows.start - 1)]
         if samples == 1:
             self._tokens[slot][end] = tokens[0]

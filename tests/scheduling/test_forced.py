@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
+from typing import TYPE_CHECKING
 
 import pytest
 
-from streamgen.messages import Admit
 from tests.scheduling.hash_model import forcing, make_request, solo_output
 from tests.scheduling.simulation import OracleDrafter, WrongDrafter
 from tests.scheduling.small import make_harness, planned, prompt_of
+
+if TYPE_CHECKING:
+    from streamgen.messages import Admit
 
 
 def test_forced_tokens_are_the_rows_of_one_step() -> None:

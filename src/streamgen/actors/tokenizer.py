@@ -1,8 +1,8 @@
 """Tokenizer actor: turns a request's prompt into ids, in worker threads, and lets the request into the engine.
 
-A request is here from `Submit` until its ids are known and its grammar, if it has one, is compiled; then it is opened at
-the detokenizer and admitted to the scheduler, in this order. A `Cancel` that finds it here ends it at once; the thread's
-result is dropped when it comes.
+A request is here from `Submit` until its ids are known and its grammar, if it has one, is compiled; then it is opened
+at the detokenizer and admitted to the scheduler, in this order. A `Cancel` that finds it here ends it at once; the
+thread's result is dropped when it comes.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import re
+import sys
+from array import array
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
@@ -56,21 +58,22 @@ def named(escape: str, *, is_ascii: bool) -> Ranges:
 
     Asked of `re` itself rather than of a table: tables of other engines differ by a few hundred characters.
     """
-    if is_ascii:
-        text = "".join(map(chr, range(128)))
-    else:
-        text = "".join(map(chr, (*range(_SURROGATES[0]), *range(_SURROGATES[1] + 1, LAST + 1))))
+    codes = array("I", range(0x80 if is_ascii else LAST + 1))
+    text = codes.tobytes().decode(f"utf-32-{sys.byteorder[0]}e", "surrogatepass")
     return tuple((ord(found[0][0]), ord(found[0][-1])) for found in re.finditer(rf"\{escape}+", text))
 
 
+_MAX_FOLDED = 2_000
 _EXTRA_CASES = {"k": "\u212a", "s": "\u017f", "i": "\u0131\u0130", "å": "\u212b", "ß": "\u1e9e", "ω": "\u2126"}
 
 
 def fold(ranges: Ranges) -> Ranges:
-    """With the other case of each letter. Ranges beyond Latin, Greek and Cyrillic are taken as they are."""
+    """With the other case of each letter; a range as wide as an alphabet has both already."""
     more: list[tuple[int, int]] = list(ranges)
     for low, high in ranges:
-        for code in range(low, min(high, 0x52F) + 1):
+        if high - low > _MAX_FOLDED:
+            continue
+        for code in range(low, high + 1):
             char = chr(code)
             cases = {char.lower(), char.upper(), *_EXTRA_CASES.get(char.lower(), "")}
             more.extend((ord(case), ord(case)) for case in cases if len(case) == 1)

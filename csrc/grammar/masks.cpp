@@ -1,0 +1,308 @@
+#include "grammar/masks.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+namespace sg {
+namespace {
+
+constexpr ByteGroups kLetters = 1;     // a-z: a state that takes these is within a text
+constexpr int32_t kUnknown = -1;       // of first_tokens_
+constexpr int32_t kNoToken = 0;        // none is allowed
+constexpr int32_t kSeveralTokens = 1;  // and from 2 on: one token, its id + 2
+constexpr int32_t kOneToken = 2;
+
+void set_bit(std::vector<uint32_t>& words, int32_t id) { words[size_t(id) / 32] |= 1u << (id % 32); }
+
+// Few ids are as small as bits, and much quicker to sample from.
+int64_t most_listed(int32_t vocab) { return std::max<int64_t>(16, vocab / 32); }
+
+MaskRow make_row(std::vector<uint32_t> words, int32_t vocab) {
+  int64_t count = 0;
+  for (const uint32_t word : words) count += __builtin_popcount(word);
+  if (count > most_listed(vocab)) return {MaskRow::Kind::kDense, {}, std::move(words)};
+  std::vector<int32_t> ids;
+  ids.reserve(size_t(count));
+  for (size_t i = 0; i < words.size(); ++i) {
+    for (uint32_t word = words[i]; word != 0; word &= word - 1) ids.push_back(int32_t(i * 32) + __builtin_ctz(word));
+  }
+  return {count == 1 ? MaskRow::Kind::kForced : MaskRow::Kind::kSparse, std::move(ids), {}};
+}
+
+}  // namespace
+
+// ---- the cache ------------------------------------------------------------------------------------------------------
+
+RowPtr MaskCache::find(const MaskTable* table, int32_t state) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const auto place = places_.find({table, state});
+  if (place == places_.end()) return nullptr;
+  entries_.splice(entries_.begin(), entries_, place->second);
+  return place->second->row;
+}
+
+RowPtr MaskCache::keep(const MaskTable* table, int32_t state, RowPtr row) {
+  std::list<Entry> dropped;  // freed after the lock is
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const Key key{table, state};
+  const auto place = places_.find(key);
+  if (place != places_.end()) return place->second->row;
+  const int64_t bytes = row->bytes() + int64_t(sizeof(Entry) + sizeof(Key) + 4 * sizeof(void*));
+  if (bytes > max_bytes_) return row;
+  while (bytes_ + bytes > max_bytes_) {
+    bytes_ -= entries_.back().bytes;
+    places_.erase(entries_.back().key);
+    dropped.splice(dropped.begin(), entries_, std::prev(entries_.end()));
+  }
+  entries_.push_front({key, row, bytes});
+  places_[key] = entries_.begin();
+  bytes_ += bytes;
+  return row;
+}
+
+void MaskCache::forget(const MaskTable* table) {
+  std::list<Entry> dropped;
+  const std::lock_guard<std::mutex> lock(mutex_);
+  for (auto entry = entries_.begin(); entry != entries_.end();) {
+    const auto next = std::next(entry);
+    if (entry->key.table == table) {
+      bytes_ -= entry->bytes;
+      places_.erase(entry->key);
+      dropped.splice(dropped.begin(), entries_, entry);
+    }
+    entry = next;
+  }
+}
+
+int64_t MaskCache::bytes() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return bytes_;
+}
+
+int64_t MaskCache::num_rows() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return int64_t(entries_.size());
+}
+
+// ---- the automaton --------------------------------------------------------------------------------------------------
+
+void Automaton::check() const {
+  const auto fail = [](const std::string& message) { throw std::invalid_argument("automaton: " + message); };
+  if (classes.size() != 256) fail("expected a class for each of 256 bytes, got " + std::to_string(classes.size()));
+  if (num_classes < 1) fail("expected a class of bytes, got none");
+  for (const uint8_t c : classes) {
+    if (c >= num_classes) fail("expected classes below " + std::to_string(num_classes) + ", got " + std::to_string(c));
+  }
+  if (accepting.empty()) fail("expected a state, got none");
+  if (int64_t(transitions.size()) != int64_t(num_states()) * num_classes) fail("transitions: expected states * classes");
+  for (const int32_t target : transitions) {
+    if (target < kNone || target >= num_states()) fail("no state has the number " + std::to_string(target));
+  }
+}
+
+// ---- the table ------------------------------------------------------------------------------------------------------
+
+MaskTable::MaskTable(std::shared_ptr<const TokenTrie> trie, Automaton automaton, std::vector<int32_t> stop_ids,
+                     std::shared_ptr<MaskCache> cache)
+    : trie_(std::move(trie)),
+      automaton_((automaton.check(), std::move(automaton))),
+      stop_ids_(std::move(stop_ids)),
+      cache_(std::move(cache)),
+      first_tokens_(size_t(automaton_.num_states())) {
+  std::sort(stop_ids_.begin(), stop_ids_.end());
+  stop_ids_.erase(std::unique(stop_ids_.begin(), stop_ids_.end()), stop_ids_.end());
+  for (const int32_t id : stop_ids_) {
+    if (id < 0 || id >= vocab() || !trie_->token(id).empty()) {
+      throw std::invalid_argument("stop_ids: expected ids of the vocabulary without text, got " + std::to_string(id));
+    }
+  }
+  for (auto& first : first_tokens_) first.store(kUnknown, std::memory_order_relaxed);
+  find_absorbed();
+  if (!spells_every_byte()) find_live();
+}
+
+MaskTable::~MaskTable() { cache_->forget(this); }
+
+int64_t MaskTable::bytes() const {
+  const int64_t states = num_states();
+  return states * (4 * automaton_.num_classes + 1 + int64_t(sizeof(ByteGroups)) + 4) + int64_t(live_.size()) + 256;
+}
+
+void MaskTable::find_absorbed() {
+  std::vector<std::vector<uint8_t>> classes(kByteGroups);  // of each group, every one once
+  for (int b = 0; b < 256; ++b) {
+    auto& known = classes[byte_groups()[size_t(b)]];
+    const uint8_t c = automaton_.classes[size_t(b)];
+    if (std::find(known.begin(), known.end(), c) == known.end()) known.push_back(c);
+  }
+  absorbed_.assign(size_t(num_states()), 0);
+  for (int32_t state = 0; state < num_states(); ++state) {
+    const int32_t* next = automaton_.row(state);
+    if (std::find(next, next + automaton_.num_classes, state) == next + automaton_.num_classes) continue;
+    for (int g = 0; g < kByteGroups; ++g) {
+      const auto& all = classes[size_t(g)];
+      const bool stays = !all.empty() && std::all_of(all.begin(), all.end(), [&](uint8_t c) { return next[c] == state; });
+      if (stays) absorbed_[size_t(state)] |= ByteGroups(1) << g;
+    }
+  }
+}
+
+// Calls found(first, last, state) for stretches of the trie's ids that the automaton allows from `state` on, and the
+// state that they lead to; ends where it returns false.
+template <class F>
+void MaskTable::walk(int32_t state, F&& found) const {
+  const TokenTrie& trie = *trie_;
+  const int32_t* ids = trie.ids();
+  std::vector<int32_t> states(size_t(trie.max_depth()) + 1);
+  states[0] = state;
+  for (int byte = 0; byte < 256; ++byte) {
+    const uint32_t first = trie.child_of_root(uint8_t(byte));
+    if (first == 0xffffffffu || automaton_.next(state, uint8_t(byte)) == kNone) continue;
+    const uint32_t end = trie.node(first).skip;
+    for (uint32_t i = first; i < end;) {
+      const TokenTrie::Node& node = trie.node(i);
+      const int32_t next = automaton_.next(states[node.depth - 1u], node.byte);
+      if (next == kNone) {
+        i = node.skip;
+        continue;
+      }
+      states[node.depth] = next;
+      const ByteGroups absorbed = absorbed_[size_t(next)];
+      const bool takes_all = absorbed != 0 && (trie.below(i) & ~absorbed) == 0;
+      const uint32_t after = takes_all ? node.skip : i + 1;
+      const uint32_t last_id = trie.node(after).first_id;
+      if (last_id > node.first_id && is_live(next) && !found(ids + node.first_id, ids + last_id, next)) return;
+      i = after;
+    }
+  }
+}
+
+MaskRow MaskTable::derive(int32_t state) const {
+  std::vector<uint32_t> words(size_t(mask_words(vocab())));
+  walk(state, [&](const int32_t* first, const int32_t* last, int32_t) {
+    for (; first != last; ++first) set_bit(words, *first);
+    return true;
+  });
+  if (may_stop(state)) {
+    for (const int32_t id : stop_ids_) set_bit(words, id);
+  }
+  return make_row(std::move(words), vocab());
+}
+
+RowPtr MaskTable::row(int32_t state) const {
+  if (RowPtr known = cache_->find(this, state)) return known;
+  return cache_->keep(this, state, std::make_shared<const MaskRow>(derive(state)));
+}
+
+int32_t MaskTable::next_token(int32_t state, int32_t token) const {
+  if (token < 0 || token >= vocab() || trie_->token(token).empty()) return kNone;
+  const int32_t next = next_bytes(state, trie_->token(token));
+  return next != kNone && is_live(next) ? next : kNone;
+}
+
+int32_t MaskTable::next_bytes(int32_t state, std::string_view bytes) const {
+  for (const char byte : bytes) {
+    if (state == kNone) break;
+    state = automaton_.next(state, uint8_t(byte));
+  }
+  return state;
+}
+
+bool MaskTable::is_stop(int32_t token) const { return std::binary_search(stop_ids_.begin(), stop_ids_.end(), token); }
+
+int32_t MaskTable::first_tokens(int32_t state) const {
+  std::atomic<int32_t>& known = first_tokens_[size_t(state)];
+  int32_t result = known.load(std::memory_order_relaxed);
+  if (result != kUnknown) return result;
+  result = kNoToken;
+  walk(state, [&](const int32_t* first, const int32_t* last, int32_t) {
+    result = result == kNoToken && last - first == 1 ? *first + kOneToken : kSeveralTokens;
+    return result != kSeveralTokens;
+  });
+  known.store(result, std::memory_order_relaxed);
+  return result;
+}
+
+int32_t MaskTable::forced_token(int32_t state) const {
+  if (may_stop(state) && !stop_ids_.empty()) return kNone;
+  const int32_t first = first_tokens(state);
+  return first >= kOneToken ? first - kOneToken : kNone;
+}
+
+std::vector<int32_t> MaskTable::forced_run(int32_t state, int32_t limit) const {
+  std::vector<int32_t> run;
+  while (int32_t(run.size()) < limit) {
+    const int32_t token = may_stop(state) ? kNone : forced_token(state);
+    if (token == kNone) break;
+    run.push_back(token);
+    state = next_token(state, token);
+  }
+  return run;
+}
+
+std::vector<uint8_t> MaskTable::forced_bytes(int32_t state, int32_t limit) const {
+  std::vector<uint8_t> run;
+  while (int32_t(run.size()) < limit && !may_stop(state)) {
+    int32_t only = kNone;
+    for (int byte = 0; byte < 256; ++byte) {
+      if (automaton_.next(state, uint8_t(byte)) == kNone) continue;
+      if (only != kNone) return run;
+      only = byte;
+    }
+    if (only == kNone) break;
+    run.push_back(uint8_t(only));
+    state = automaton_.next(state, uint8_t(only));
+  }
+  return run;
+}
+
+// ---- vocabularies that cannot spell everything ----------------------------------------------------------------------
+
+// Then every state has a way on, as every byte that it allows is a token.
+bool MaskTable::spells_every_byte() const {
+  std::vector<uint8_t> is_used(size_t(automaton_.num_classes));
+  for (size_t i = 0; i < automaton_.transitions.size(); ++i) {
+    if (automaton_.transitions[i] != kNone) is_used[i % size_t(automaton_.num_classes)] = 1;
+  }
+  for (int b = 0; b < 256; ++b) {
+    if (!is_used[automaton_.classes[size_t(b)]]) continue;
+    const uint32_t node = trie_->child_of_root(uint8_t(b));
+    if (node == 0xffffffffu || trie_->node(node + 1).first_id == trie_->node(node).first_id) return false;
+  }
+  return true;
+}
+
+// A state is live if it accepts, or a token leads from it to a live one. Tokens to others are not allowed.
+void MaskTable::find_live() {
+  const size_t states = size_t(num_states());
+  std::vector<std::vector<int32_t>> sources(states);
+  for (int32_t state = 0; state < num_states(); ++state) {
+    std::vector<int32_t> targets;
+    walk(state, [&](const int32_t*, const int32_t*, int32_t next) {
+      targets.push_back(next);
+      return true;
+    });
+    std::sort(targets.begin(), targets.end());
+    targets.erase(std::unique(targets.begin(), targets.end()), targets.end());
+    for (const int32_t target : targets) sources[size_t(target)].push_back(state);
+  }
+  std::vector<uint8_t> live(states);
+  std::vector<int32_t> open;
+  const auto add = [&](int32_t state) {
+    if (live[size_t(state)]) return;
+    live[size_t(state)] = 1;
+    open.push_back(state);
+  };
+  for (int32_t state = 0; state < num_states(); ++state) {
+    if (may_stop(state)) add(state);
+  }
+  while (!open.empty()) {
+    const int32_t target = open.back();
+    open.pop_back();
+    for (const int32_t source : sources[size_t(target)]) add(source);
+  }
+  if (std::find(live.begin(), live.end(), 0) != live.end()) live_ = std::move(live);
+}
+
+}  // namespace sg
