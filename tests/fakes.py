@@ -250,6 +250,8 @@ class FakeModel:
         self.num_closed = 0
         self.supports_processors = True
         self.processors: dict[int, tuple[Callable[..., object], ...]] = {}
+        self.grammars: dict[str, Any] = {}
+        self.formats = None
         self.sleeps: list[str] = []
         self.may_wake = threading.Event()
         self.may_wake.set()

@@ -225,7 +225,7 @@ int32_t MaskTable::first_tokens(int32_t state) const {
 }
 
 int32_t MaskTable::forced_token(int32_t state) const {
-  if (may_stop(state) && !stop_ids_.empty()) return kNone;
+  if (may_stop(state)) return kNone;
   const int32_t first = first_tokens(state);
   return first >= kOneToken ? first - kOneToken : kNone;
 }
@@ -233,7 +233,7 @@ int32_t MaskTable::forced_token(int32_t state) const {
 std::vector<int32_t> MaskTable::forced_run(int32_t state, int32_t limit) const {
   std::vector<int32_t> run;
   while (int32_t(run.size()) < limit) {
-    const int32_t token = may_stop(state) ? kNone : forced_token(state);
+    const int32_t token = forced_token(state);
     if (token == kNone) break;
     run.push_back(token);
     state = next_token(state, token);

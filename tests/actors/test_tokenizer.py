@@ -30,7 +30,7 @@ def anyio_backend() -> str:
 def make_encoder(*, template: str | None = TEMPLATE, max_context: int = 32) -> PromptEncoder:
     tokenizer: Any = FakeTokenizer()
     chat = None if template is None else ChatTemplate(template, special_tokens={"bos_token": "<s>"})
-    return PromptEncoder(tokenizer, chat, max_context=max_context)
+    return PromptEncoder(tokenizer, chat, None, max_context=max_context)
 
 
 def submit(request_id: int = 1, *, sampling: dict[str, Any] | None = None, **fields: Any) -> Submit:
@@ -67,7 +67,7 @@ class Merging(FakeTokenizer):
 
 def test_a_continuation_that_merges_with_the_prompt() -> None:
     tokenizer: Any = Merging()
-    encoder = PromptEncoder(tokenizer, None, max_context=32)
+    encoder = PromptEncoder(tokenizer, None, None, max_context=32)
     encoded = encoder.encode(submit(text="at", continuation="he"))
     assert (encoded.ids, encoded.score_from) == ((BOS, *b"a\x02e"), 2)
 
@@ -97,11 +97,12 @@ class Shell:
         tokenizer: Any = self.tokenizer
         self.workers = Workers(2, name="streamgen-test", loop=asyncio.get_running_loop())
         self.actor = TokenizerActor(
-            PromptEncoder(tokenizer, None, max_context=32),
+            PromptEncoder(tokenizer, None, None, max_context=32),
             self.workers,
             eos_ids=(EOS,),
             max_context=32,
             to_scheduler=self.take,
+            to_compiler=self.take,
             to_detokenizer=self.take,
             capacity=100,
         )

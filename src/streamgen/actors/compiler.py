@@ -17,14 +17,13 @@ from msgspec import Struct
 
 from streamgen.actors.actor import Actor
 from streamgen.errors import SchemaError, StreamgenError
-from streamgen.grammar.cache import CompileCache
 from streamgen.grammar.grammar import Grammar, GrammarStats, TokenGrammar  # noqa: TC001  # fields of a Struct
 from streamgen.grammar.source import GrammarSource  # noqa: TC001  # likewise
 from streamgen.messages import Cancel
 
 if TYPE_CHECKING:
     from streamgen.actors.world import RunsCalls
-    from streamgen.grammar.cache import Ticket
+    from streamgen.grammar.cache import CompileCache, Ticket
     from streamgen.grammar.child import CompileChild
     from streamgen.grammar.vocabulary import GrammarVocabulary
     from streamgen.text.tokenizer import Tokenizer
@@ -126,7 +125,7 @@ class CompilerActor(Actor[Compile | Cancel | Compiled]):
         self._table = table
         self._make_worker = make_worker
         self._worker: RunsCalls | None = None
-        self._cache: CompileCache[CompiledGrammar] = CompileCache(self._start, clock=clock)
+        self._clock = clock
         self._tickets: dict[int, Ticket] = {}  # of requests that wait
         self._keys: dict[int, str] = {}  # of the grammars that requests use
         self._uses: Counter[str] = Counter()
@@ -160,6 +159,12 @@ class CompilerActor(Actor[Compile | Cancel | Compiled]):
         if self._worker is not None:
             self._compiler.close()
             self._worker.stop()
+
+    @cached_property
+    def _cache(self) -> CompileCache[CompiledGrammar]:
+        from streamgen.grammar.cache import CompileCache  # most engines are never asked for a grammar
+
+        return CompileCache(self._start, clock=self._clock)
 
     def _want(self, message: Compile) -> None:
         request_id = message.request_id

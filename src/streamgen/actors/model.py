@@ -52,8 +52,8 @@ class OpenModel(Protocol):
         ...
 
     @property
-    def formats(self) -> OutputFormats:
-        """What may be told apart in its outputs, and how."""
+    def formats(self) -> OutputFormats | None:
+        """What may be told apart in its outputs, and how; None: nothing, and no grammar is enforced."""
         ...
 
     @property

@@ -66,13 +66,16 @@ class Prepared(Struct, frozen=True, kw_only=True):
 
 
 class PromptEncoder:
-    """Prompt -> ids. Called from several threads: it only reads."""
+    """Prompt -> ids. Called from several threads: it only reads.
+
+    formats   how the model marks reasoning and calls; None: its outputs are text, and obey nothing
+    """
 
     def __init__(
         self,
         tokenizer: Tokenizer,
         template: ChatTemplate | ChatTemplates | None,
-        formats: OutputFormats,
+        formats: OutputFormats | None,
         *,
         max_context: int,
     ) -> None:
@@ -98,7 +101,7 @@ class PromptEncoder:
         if not ids:
             raise InvalidRequest("prompt: it has no tokens", param="prompt")
         self._check_length(len(ids), scores_only=submit.continuation is not None)
-        if submit.continuation is not None:
+        if submit.continuation is not None or self._formats is None:
             return Encoded(request_id=submit.request_id, ids=ids, score_from=score_from)
         parts = self._formats.parts(ids, submit.tools, submit.tool_choice)
         source, use = self._formats.grammar_use(submit.output, submit.tools, submit.tool_choice, parts)

@@ -31,10 +31,12 @@ if TYPE_CHECKING:
 
     from streamgen.checkpoints.base import Checkpoint, TensorInfo
     from streamgen.config import Quantization
+    from streamgen.grammar.grammar import TokenGrammar
     from streamgen.hub_models import OnProgress
     from streamgen.models.config import ModelConfig
     from streamgen.models.program import LinearWeight, Program
     from streamgen.sampling import Sampling
+    from streamgen.text.parts import OutputFormats
 
 EMBEDDING = "model.embed_tokens.weight"
 
@@ -90,6 +92,8 @@ class OpenModel:
         self.chat_template = text.templates
         self.limits = limits_of(plan, prepared.options)
         self.processors: dict[int, tuple[Callable[..., object], ...]] = {}
+        self.grammars: dict[str, TokenGrammar] = {}
+        self.formats: OutputFormats | None = None
         self.runner = make_runner(model, plan, self.processors)
         self._promise = promise
         self._recipe = _Recipe.of(prepared, plan)

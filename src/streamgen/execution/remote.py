@@ -39,9 +39,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from streamgen.config import LoadProgress, MemoryPlan
+    from streamgen.grammar.grammar import TokenGrammar
     from streamgen.hub_models import OnProgress
     from streamgen.models.config import ModelConfig
     from streamgen.sampling import Sampling
+    from streamgen.text.parts import OutputFormats
 
 logger = logging.getLogger(__name__)
 
@@ -326,6 +328,8 @@ class RemoteModel:
         self.chat_template = text.templates
         self.limits = limits_of(plan, prepared.options)
         self.processors: dict[int, tuple[Callable[..., object], ...]] = {}
+        self.grammars: dict[str, TokenGrammar] = {}
+        self.formats: OutputFormats | None = None
         self.runner = runner
         self._promise = promise
 

@@ -7,7 +7,9 @@ looks no further into them. Neither knows of types or streams, and neither uses 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
+
+from streamgen.grammar.shapes import FREE, Shape
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,40 +21,6 @@ class JsonMalformed(ValueError):
 
 class NotAnArray(ValueError):
     """The text is JSON of another kind than an array."""
-
-
-class Shape(Protocol):
-    """What is known of a value that is to come: whether half a string means something there."""
-
-    @property
-    def grows(self) -> bool:
-        """Whether a string is shown while it is being written; otherwise once it is whole, as a number is."""
-        ...
-
-    def member(self, key: str) -> Shape:
-        """The same of an object's member."""
-        ...
-
-    def element(self, index: int) -> Shape:
-        """The same of an array's element."""
-        ...
-
-
-class FreeShape:
-    """The shape of any JSON: every string grows."""
-
-    grows = True
-
-    def member(self, key: str) -> Shape:
-        """Free as well."""
-        return self
-
-    def element(self, index: int) -> Shape:
-        """Free as well."""
-        return self
-
-
-FREE: Final = FreeShape()
 
 
 class _Absent:
@@ -73,6 +41,7 @@ _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
 _HEX = re.compile(r"[0-9A-Fa-f]{4}")
 _LITERALS = {"true": True, "false": False, "null": None}
 _ESCAPES = {'"': '"', "\\": "\\", "/": "/", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
+_MAX_DIGITS = 4000  # of a number: reading one costs the square of its length, and Python has a limit of its own
 _CHARACTERS_PER_ENTRY = 16  # copying so many characters costs about what copying an entry of a container does
 
 
@@ -326,9 +295,9 @@ class JsonReader:
         self._pieces = []
         if token in _LITERALS:
             self._complete(_LITERALS[token])
-        elif _INTEGER.fullmatch(token) and len(token) <= 4000:  # Python refuses longer ones by default
+        elif _INTEGER.fullmatch(token) and len(token) <= _MAX_DIGITS:
             self._complete(int(token))
-        elif _NUMBER.fullmatch(token):
+        elif _NUMBER.fullmatch(token) and len(token) <= _MAX_DIGITS:
             self._complete(float(token))
         else:
             raise self._malformed("neither a number nor a literal", position)

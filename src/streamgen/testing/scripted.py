@@ -213,6 +213,8 @@ class ScriptedModel:
 
     def __init__(self, limits: Limits, clock: VirtualClock | RealClock) -> None:
         self.processors = ReplyTable(clock)
+        self.grammars: dict[str, Any] = {}
+        self.formats = None  # a script says what it says
         self.runner = ScriptedRunner(self.processors, clock)
         self.limits = limits
         self.tokenizer: Any = ByteTokenizer()

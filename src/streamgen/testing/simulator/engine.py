@@ -13,7 +13,7 @@ from collections import Counter
 from functools import partial
 from itertools import chain
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 from msgspec import Struct
@@ -149,6 +149,8 @@ class SimulatedModel:
         self.limits, self.runner = limits, runner
         self.tokenizer = NumberTokenizer()
         self.processors: dict[int, tuple[Callable[..., object], ...]] = {}
+        self.grammars: dict[str, Any] = {}
+        self.formats = None
         self.plan = MemoryPlan(
             weights=0,
             cache=0,
