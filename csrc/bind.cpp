@@ -11,6 +11,7 @@
 
 #include <cmath>
 
+#include "bind_grammar.h"
 #include "cpu/attend_plan.h"
 #include "cpu/bandwidth.h"
 #include "cpu/gguf_blocks.h"
@@ -87,31 +88,42 @@ void announce(int fd) {
 
 void bind_step_arrays(nb::module_& m) {
   nb::class_<StepArrays>(m, "StepArrays", "StepInputs and StepOutputs of backends/base.py, as addresses.")
-      .def("__init__", [](StepArrays* self, uint64_t tokens, int64_t tokens_stride, uint64_t page_tables,
-                          int64_t page_table_stride, int num_slots, uint64_t slots, uint64_t starts, uint64_t counts,
-                          int num_seqs, uint64_t samples, int num_samples, uint64_t bias_ids, uint64_t bias_values,
-                          uint64_t ban_ids, uint64_t masks, int vocab, uint64_t token, uint64_t logprob, uint64_t rank,
-                          uint64_t top_ids, uint64_t top_logprobs, int top_width, uint64_t logits, int num_logits) {
-        StepArrays& s = *new (self) StepArrays{};
-        s.tokens = at<int32_t>(tokens);
-        s.tokens_stride = tokens_stride;
-        s.page_tables = at<int32_t>(page_tables);
-        s.page_table_stride = page_table_stride;
-        s.num_slots = num_slots;
-        s.slots = at<int32_t>(slots);
-        s.starts = at<int32_t>(starts);
-        s.counts = at<int32_t>(counts);
-        s.num_seqs = num_seqs;
-        s.sampling = {at<SampleRow>(samples), s.tokens,
-                      tokens_stride,          at<int32_t>(bias_ids),
-                      at<float>(bias_values), at<int32_t>(ban_ids),
-                      at<uint32_t>(masks),    vocab};
-        s.num_samples = num_samples;
-        s.outputs = {at<int32_t>(token),   at<float>(logprob),      at<int32_t>(rank),
-                     at<int32_t>(top_ids), at<float>(top_logprobs), top_width};
-        s.logits = at<float>(logits);
-        s.num_logits = num_logits;
-      });
+      .def(
+          "__init__",
+          [](StepArrays* self, uint64_t tokens, int64_t tokens_stride, uint64_t page_tables, int64_t page_table_stride,
+             int num_slots, uint64_t slots, uint64_t starts, uint64_t counts, int num_seqs, uint64_t samples,
+             int num_samples, uint64_t bias_ids, uint64_t bias_values, uint64_t ban_ids, uint64_t masks, int vocab,
+             uint64_t token, uint64_t logprob, uint64_t rank, uint64_t top_ids, uint64_t top_logprobs, int top_width,
+             uint64_t logits, int num_logits, const GrammarSlots* grammars) {
+            StepArrays& s = *new (self) StepArrays{};
+            s.tokens = at<int32_t>(tokens);
+            s.tokens_stride = tokens_stride;
+            s.page_tables = at<int32_t>(page_tables);
+            s.page_table_stride = page_table_stride;
+            s.num_slots = num_slots;
+            s.slots = at<int32_t>(slots);
+            s.starts = at<int32_t>(starts);
+            s.counts = at<int32_t>(counts);
+            s.num_seqs = num_seqs;
+            s.sampling = {at<SampleRow>(samples),
+                          s.tokens,
+                          tokens_stride,
+                          at<int32_t>(bias_ids),
+                          at<float>(bias_values),
+                          at<int32_t>(ban_ids),
+                          at<uint32_t>(masks),
+                          vocab,
+                          grammars};
+            s.num_samples = num_samples;
+            s.outputs = {at<int32_t>(token),   at<float>(logprob),      at<int32_t>(rank),
+                         at<int32_t>(top_ids), at<float>(top_logprobs), top_width};
+            s.logits = at<float>(logits);
+            s.num_logits = num_logits;
+          },
+          nb::keep_alive<1, 26>(), "tokens"_a, "tokens_stride"_a, "page_tables"_a, "page_table_stride"_a, "num_slots"_a,
+          "slots"_a, "starts"_a, "counts"_a, "num_seqs"_a, "samples"_a, "num_samples"_a, "bias_ids"_a, "bias_values"_a,
+          "ban_ids"_a, "masks"_a, "vocab"_a, "token"_a, "logprob"_a, "rank"_a, "top_ids"_a, "top_logprobs"_a,
+          "top_width"_a, "logits"_a, "num_logits"_a, "grammars"_a.none() = nb::none());
 }
 
 void bind_program(nb::module_& m) {
@@ -465,10 +477,16 @@ void bind_attention_and_sampler(nb::module_& m) {
       [](const std::string& isa, uint64_t rows, int64_t num_rows, uint64_t logits, int64_t logits_stride,
          uint64_t tokens, int64_t tokens_stride, uint64_t bias_ids, uint64_t bias_values, uint64_t ban_ids,
          uint64_t masks, int vocab, uint64_t token, uint64_t logprob, uint64_t rank, uint64_t top_ids,
-         uint64_t top_logprobs, int top_width) {
-        const SampleInputs inputs{
-            at<SampleRow>(rows),    at<int32_t>(tokens),  tokens_stride,       at<int32_t>(bias_ids),
-            at<float>(bias_values), at<int32_t>(ban_ids), at<uint32_t>(masks), vocab};
+         uint64_t top_logprobs, int top_width, const GrammarSlots* grammars) {
+        const SampleInputs inputs{at<SampleRow>(rows),
+                                  at<int32_t>(tokens),
+                                  tokens_stride,
+                                  at<int32_t>(bias_ids),
+                                  at<float>(bias_values),
+                                  at<int32_t>(ban_ids),
+                                  at<uint32_t>(masks),
+                                  vocab,
+                                  grammars};
         const SampleOutputs outputs{at<int32_t>(token),   at<float>(logprob),      at<int32_t>(rank),
                                     at<int32_t>(top_ids), at<float>(top_logprobs), top_width};
         const Kernels* kernels = select_kernels(isa.c_str());
@@ -480,7 +498,7 @@ void bind_attention_and_sampler(nb::module_& m) {
       },
       "isa"_a, "rows"_a, "num_rows"_a, "logits"_a, "logits_stride"_a, "tokens"_a, "tokens_stride"_a, "bias_ids"_a,
       "bias_values"_a, "ban_ids"_a, "masks"_a, "vocab"_a, "token"_a, "logprob"_a, "rank"_a, "top_ids"_a,
-      "top_logprobs"_a, "top_width"_a,
+      "top_logprobs"_a, "top_width"_a, "grammars"_a.none() = nb::none(),
       "Sample rows, whose logits are overwritten: StepInputs and StepOutputs in backends/base.py.");
   m.def(
       "philox",
@@ -503,6 +521,7 @@ void bind_attention_and_sampler(nb::module_& m) {
 
 NB_MODULE(_cpu, m) {
   m.doc() = "CPU kernels of streamgen";
+  sg::bind_grammar(m);
   sg::bind_memory_and_pool(m);
   sg::bind_step_arrays(m);
   sg::bind_program(m);

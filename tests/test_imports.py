@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 PACKAGE = Path(streamgen.__file__).parent
 
 BASE = {"errors", "messages", "sampling", "completion", "config", "faults"}
-PURE = {"scheduling", "text"}
+PURE = {"scheduling", "text", "grammar"}
 HOST = {"mailbox", "prompt", "metrics", "latencies", "lifecycle", "tracefile"}
 DEVICE = {"quantization", "models", "checkpoints", "backends", "execution"}
 FRONT = {
@@ -32,6 +32,10 @@ FRONT = {
     "mapping",
     "sync_mapping",
     "text_engine",
+    "tools",
+    "tool_loop",
+    "values",
+    "compiled",
 }
 ANYTHING = {"cli", "testing", "asgi", "contrib", "__main__"}
 
@@ -39,14 +43,15 @@ ANYTHING = {"cli", "testing", "asgi", "contrib", "__main__"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "sampling": {"errors"},
-    "messages": {"sampling"},
+    "messages": {"sampling", "grammar"},
     "completion": set(),
     "config": {"errors"},
     "hub_models": BASE,
     "hub_download": BASE | {"hub_models"},
     "hub": BASE | {"hub_download", "hub_models"},
     "scheduling": BASE,
-    "text": BASE,
+    "grammar": BASE,
+    "text": BASE | {"grammar"},
     "mailbox": BASE,
     "prompt": BASE | {"text"},
     "faults": set(),
@@ -55,14 +60,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lifecycle": BASE | {"mailbox"},
     "tracefile": BASE,
     "actors": BASE | PURE | HOST,
-    "request": BASE | HOST | {"actors"},
-    "stream": BASE | HOST | {"request"},
-    "engine_base": BASE | HOST | {"actors", "request", "execution"},
+    "tools": BASE,
+    "values": BASE | HOST | {"grammar"},
+    "compiled": BASE | {"grammar"},
+    "request": BASE | HOST | {"actors", "grammar", "tools"},
+    "stream": BASE | HOST | {"request", "values"},
+    "tool_loop": BASE | HOST | {"request", "tools"},
+    "engine_base": BASE | HOST | {"actors", "request", "execution", "grammar", "values"},
     "session": BASE | HOST | {"request", "stream", "engine_base"},
-    "mapping": BASE | HOST | {"request", "engine_base"},
-    "engine": BASE | HOST | {"actors", "request", "stream", "engine_base", "session", "mapping"},
+    "mapping": BASE | HOST | {"request", "engine_base", "values"},
+    "engine": BASE | HOST | {"actors", "request", "stream", "engine_base", "session", "mapping", "compiled", "tool_loop"},
     "sync_mapping": BASE | HOST | {"request", "engine_base", "mapping"},
-    "sync": BASE | HOST | {"actors", "request", "stream", "engine_base", "sync_mapping", "sync_session"},
+    "sync": BASE
+    | HOST
+    | {"actors", "request", "stream", "engine_base", "sync_mapping", "sync_session", "compiled", "tool_loop", "values"},
     "sync_session": BASE | HOST | {"request", "session", "sync"},
     "text_engine": BASE | HOST | {"request"},
     "quantization": BASE,

@@ -27,6 +27,7 @@ RequestFinished RequestPreempted RequestStarted ResultStream Sampling SamplingFi
 SchemaTooComplex Session SessionBusy SlowConsumer Started StateChanged Stats StepCompleted Stream
 StreamgenError TemplateError Tenant Text TextEngine Timings TokenLogprob TopLogprob UnknownAdapter
 UnsupportedModel Usage __version__ assistant errors sync system tool_result user
+Choice CompiledOutput Grammar GrammarStats JsonSchema OutputSpec Reasoning Regex ToolCall ToolDelta
 """.split()
 
 ENGINE_OPTIONS = """
@@ -85,7 +86,7 @@ def test_engine() -> None:
     assert keywords(sg.Engine.__init__) == ENGINE_OPTIONS
     assert public(sg.Engine("x")) == sorted(ENGINE_METHODS)
     assert keywords(sg.Engine.stream) == STREAM_FIELDS
-    assert keywords(sg.Engine.sample) == ["n", "best_of"]
+    assert keywords(sg.Engine.sample) == ["n", "best_of", "output"]
     assert {*RequestFields.__annotations__} == {*STREAM_FIELDS, *SAMPLING} - {"output"}
 
 

@@ -6,6 +6,8 @@
 
 namespace sg {
 
+constexpr int32_t kGrammarMask = -2;  // SampleRow::mask: what the grammar of the row's slot allows
+
 struct SampleRow {
   int32_t row, slot, position, target, write, num_top, num_prompt, top_k;
   float temperature, top_p, min_p, typical_p, repetition_penalty, presence_penalty, frequency_penalty;

@@ -318,6 +318,8 @@ void Program::check_samples(const StepArrays& s, int64_t rows) const {
     if (r.target >= 0) check_index("target", r.target, sizes_.vocab);
     if (r.num_top > s.outputs.top_width) fail("num_top", r.num_top, s.outputs.top_width + 1);
     if (r.logits >= 0) check_index("row of logits", r.logits, s.num_logits);
+    if (r.mask == kGrammarMask && s.sampling.grammars == nullptr)
+      throw std::invalid_argument("a row's grammar is missing");
   }
 }
 

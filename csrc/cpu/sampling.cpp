@@ -1,13 +1,15 @@
 // The sampler: from one row of logits to one token.
 //
-// The order is: log-probabilities of the raw logits; the host's logits processors, between two calls; bias, bans, mask,
+// The order is: log-probabilities of the raw logits; the host's logits processors, between two calls; bias, mask, bans,
 // penalties; temperature; then the truncations top-k, top-p, min-p and typical-p, each on what the former left, with
 // the definitions of transformers' logits warpers; then one draw. The vocabulary is never sorted: maxima of stretches
 // of 256 logits, computed once, let every search skip what cannot matter, and a cut at a cumulative probability looks
 // into one bucket of a histogram. Greedy and top-k rows that nothing else touches are read once and never written.
+// Where a grammar allows a few tokens only these are looked at, and where it allows one no logit is.
 //
 // What is decided here: equal logits rank by lower id, but top-k keeps all that equal the k-th. A NaN logit counts as
 // -inf, +inf as the largest float. If every token is at -inf the lowest allowed id is taken, and 0 if none is allowed.
+// Bans give way to a mask: where they leave nothing of what it allows they do not count.
 // A draw walks the kept tokens by ascending id and adds their weights in double until they exceed u times their sum,
 // where u is philox_uniform(seed, {position + 1, sample_index, 0, 0}).
 #include "cpu/sampling.h"
@@ -82,6 +84,22 @@ void clean(float* x, int32_t n) {
   for (int32_t i = 0; i < n; ++i) x[i] = ordered(x[i]);
 }
 
+// x[id] = -inf for every id whose bit is 0.
+void mask_words_off(float* x, const uint32_t* words, int32_t vocab) {
+  uint32_t bits[32];
+  for (uint32_t i = 0; i < 32; ++i) bits[i] = 1u << i;
+  for (int32_t first = 0; first < vocab; first += 32) {
+    const uint32_t allowed = words[first / 32];
+    if (allowed == 0xffffffffu) continue;
+    const int32_t count = std::min(32, vocab - first);
+    if (count == 32) {
+      for (int32_t i = 0; i < 32; ++i) x[first + i] = allowed & bits[i] ? x[first + i] : -kInf;
+    } else {
+      for (int32_t i = 0; i < count; ++i) x[first + i] = allowed & bits[i] ? x[first + i] : -kInf;
+    }
+  }
+}
+
 double mass_of(const Candidate* first, const Candidate* last) {
   double mass = 0;
   for (; first != last; ++first) mass += first->weight;
@@ -129,7 +147,7 @@ class Sampler {
 
   void run(int64_t index, const float* given_raw, const SampleOutputs& out) {
     int32_t token = row_.target;
-    if (token < 0 && row_.num_top < 0 && !changes_logits()) token = choose_quickly();
+    if (token < 0) token = draw_quickly();
     const float* raw = given_raw != nullptr ? given_raw : x_;
     if (token < 0 || row_.num_top >= 0) clean(x_, vocab_);
     if (token < 0) {
@@ -143,18 +161,30 @@ class Sampler {
   }
 
  private:
+  using Kind = Allowed::Kind;
+
   bool is_token(int32_t id) const { return id >= 0 && id < vocab_; }
   bool is_greedy() const { return !(row_.temperature > 0); }
   bool has_penalties() const {
     return row_.repetition_penalty != 1 || row_.presence_penalty != 0 || row_.frequency_penalty != 0;
   }
-  bool changes_logits() const { return row_.bias_count > 0 || row_.ban_count > 0 || row_.mask >= 0 || has_penalties(); }
-  bool overwrites() const { return !is_greedy() || changes_logits(); }
+  bool changes_logits() const { return row_.bias_count > 0 || row_.ban_count > 0 || has_penalties(); }
+  bool overwrites() const { return !is_greedy() || changes_logits() || allowed_.kind != Kind::kAll; }
+
+  // Where not every logit has to be looked at, or none changed one by one; -1 where that does not do. Logits are
+  // changed only where no log-probabilities of them are wanted.
+  int32_t draw_quickly() {
+    allowed_ = find_allowed();
+    if (allowed_.kind == Kind::kIds) return choose_listed();
+    if (row_.num_top >= 0 || changes_logits()) return -1;
+    apply_mask();
+    return choose_quickly();
+  }
 
   int32_t choose() {
     add_bias();
-    apply_bans();
     apply_mask();
+    apply_bans();
     if (has_penalties()) apply_penalties();
     const float max = find_maxima(x_);
     if (max == -kInf) return lowest_allowed();
@@ -183,6 +213,76 @@ class Sampler {
     return draw_from_kept(truncate(keep_top_k(n)));
   }
 
+  // As `choose`, where the tokens that are allowed are listed; x_ is only read.
+  int32_t choose_listed() {
+    int32_t n = take_listed();
+    if (n <= 1) return n == 0 ? 0 : s_.kept[0].id;
+    for (int32_t i = 0; i < n; ++i) s_.kept[i].key = ordered(x_[s_.kept[i].id]);
+    add_bias_to_listed(n);
+    n = keep_not_banned(n);
+    if (has_penalties()) penalize_listed(n);
+    const Candidate* best = std::min_element(s_.kept, s_.kept + n, before);
+    const float max = best->key;
+    if (is_greedy() || max == -kInf) return best->id;
+    for (int32_t i = 0; i < n; ++i) s_.kept[i].key = (s_.kept[i].key - max) / row_.temperature;
+    if (row_.top_k > 0) {
+      n = keep_top_k(n);
+    } else {
+      weigh(n);
+    }
+    return draw_from_kept(truncate(n));
+  }
+
+  // ---- the tokens that a row may draw -------------------------------------------------------------------------------
+
+  Allowed find_allowed() const {
+    if (row_.mask == kGrammarMask) return in_.grammars->allowed(row_.slot, row_.position);
+    Allowed allowed;
+    if (row_.mask < 0) return allowed;
+    allowed.kind = Kind::kWords;
+    allowed.words = in_.masks + int64_t(row_.mask) * mask_words(vocab_);
+    return allowed;
+  }
+
+  static bool holds(const Allowed::Ids& ids, int32_t id) { return std::binary_search(ids.begin(), ids.end(), id); }
+
+  bool is_allowed(int32_t id) const {
+    if (holds(allowed_.extra, id)) return true;
+    if (allowed_.kind == Kind::kWords) return allowed_.words[id / 32] >> (id % 32) & 1;
+    if (allowed_.kind == Kind::kAll) return true;
+    return holds(allowed_.ids, id) == (allowed_.kind == Kind::kIds);
+  }
+
+  bool is_banned(int32_t id) const {
+    const int32_t* bans = in_.ban_ids + row_.ban_start;
+    return std::find(bans, bans + row_.ban_count, id) != bans + row_.ban_count;
+  }
+
+  // The lowest id that is allowed and not banned; -1: none.
+  int32_t lowest(bool bans_count) const {
+    for (int32_t id = 0; id < vocab_; ++id) {
+      if (is_allowed(id) && !(bans_count && is_banned(id))) return id;
+    }
+    return -1;
+  }
+
+  int32_t lowest_allowed() const {
+    const int32_t id = lowest(true);
+    return std::max(0, id >= 0 || allowed_.kind == Kind::kAll ? id : lowest(false));
+  }
+
+  void apply_mask() {
+    if (allowed_.kind == Kind::kAllBut) {
+      for (const int32_t id : allowed_.ids) x_[id] = -kInf;
+    } else if (allowed_.kind == Kind::kWords) {
+      int32_t n = 0;
+      for (const int32_t id : allowed_.extra) s_.work[n++].key = x_[id];
+      mask_words_off(x_, allowed_.words, vocab_);
+      n = 0;
+      for (const int32_t id : allowed_.extra) x_[id] = s_.work[n++].key;
+    }
+  }
+
   // ---- what changes single logits -----------------------------------------------------------------------------------
 
   void add_bias() {
@@ -193,22 +293,9 @@ class Sampler {
   }
 
   void apply_bans() {
+    if (row_.ban_count == 0 || (allowed_.kind != Kind::kAll && lowest(true) < 0)) return;
     for (int32_t i = row_.ban_start; i < row_.ban_start + row_.ban_count; ++i) {
       if (is_token(in_.ban_ids[i])) x_[in_.ban_ids[i]] = -kInf;
-    }
-  }
-
-  const uint32_t* mask() const { return in_.masks + int64_t(row_.mask) * ((int64_t(vocab_) + 31) / 32); }
-
-  void apply_mask() {
-    if (row_.mask < 0) return;
-    for (int32_t first = 0; first < vocab_; first += 32) {
-      const uint32_t allowed = mask()[first / 32];
-      if (allowed == 0xffffffffu) continue;
-      const int32_t count = std::min(32, vocab_ - first);
-      for (int32_t i = 0; i < count; ++i) {
-        if (!(allowed >> i & 1)) x_[first + i] = -kInf;
-      }
     }
   }
 
@@ -240,13 +327,47 @@ class Sampler {
     return ordered(x);
   }
 
-  int32_t lowest_allowed() const {
-    const int32_t* bans = in_.ban_ids + row_.ban_start;
-    for (int32_t id = 0; id < vocab_; ++id) {
-      if (row_.mask >= 0 && !(mask()[id / 32] >> (id % 32) & 1)) continue;
-      if (std::find(bans, bans + row_.ban_count, id) == bans + row_.ban_count) return id;
+  // ---- the same for listed tokens, in s_.kept by ascending id
+  // --------------------------------------------------------
+
+  // The tokens that are allowed; returns how many.
+  int32_t take_listed() {
+    const Allowed::Ids &ids = allowed_.ids, &extra = allowed_.extra;
+    int32_t n = 0, i = 0, j = 0;
+    while (i < ids.count || j < extra.count) {
+      const bool takes_extra = i == ids.count || (j < extra.count && extra.first[j] < ids.first[i]);
+      const int32_t id = takes_extra ? extra.first[j++] : ids.first[i++];
+      if (!is_token(id) || (n > 0 && s_.kept[n - 1].id == id)) continue;
+      s_.kept[n++] = {0, 0, id};
     }
-    return 0;
+    return n;
+  }
+
+  void add_bias_to_listed(int32_t n) {
+    for (int32_t i = row_.bias_start; i < row_.bias_start + row_.bias_count; ++i) {
+      Candidate* found = std::lower_bound(s_.kept, s_.kept + n, in_.bias_ids[i],
+                                          [](const Candidate& c, int32_t id) { return c.id < id; });
+      if (found != s_.kept + n && found->id == in_.bias_ids[i]) found->key = ordered(found->key + in_.bias_values[i]);
+    }
+  }
+
+  int32_t keep_not_banned(int32_t n) {
+    const auto is_free = [&](const Candidate& c) { return !is_banned(c.id); };
+    if (row_.ban_count == 0 || std::none_of(s_.kept, s_.kept + n, is_free)) return n;
+    return keep_if(n, is_free);
+  }
+
+  // Counts are valid only for ids of the history, and for listed ones, where kAbsent says that they are not in it.
+  void penalize_listed(int32_t n) {
+    constexpr int32_t kAbsent = -1;
+    int32_t* counts = s_.counts;
+    for (int32_t i = 0; i < n; ++i) counts[s_.kept[i].id] = kAbsent;
+    for_history([&](int32_t, int32_t id) { counts[id] = 0; });
+    for_history([&](int32_t p, int32_t id) { counts[id] += p >= row_.num_prompt; });
+    for (int32_t i = 0; i < n; ++i) {
+      Candidate& c = s_.kept[i];
+      if (counts[c.id] != kAbsent) c.key = penalized(c.key, counts[c.id]);
+    }
   }
 
   // ---- searching ----------------------------------------------------------------------------------------------------
@@ -485,6 +606,7 @@ class Sampler {
   const int32_t vocab_;
   float* x_;
   const Scratch s_;
+  Allowed allowed_;
 };
 
 }  // namespace

@@ -4,6 +4,7 @@
 
 #include "common/program.h"
 #include "cpu/kernels.h"
+#include "grammar/slots.h"
 
 namespace sg {
 
@@ -17,6 +18,7 @@ struct SampleInputs {
   const int32_t* ban_ids;
   const uint32_t* masks;  // [num_masks, ceil(vocab / 32)]
   int32_t vocab;
+  const GrammarSlots* grammars;  // null where no row has kGrammarMask
 };
 
 // StepOutputs in backends/base.py, without the logits.

@@ -95,7 +95,8 @@ void Automaton::check() const {
     if (c >= num_classes) fail("expected classes below " + std::to_string(num_classes) + ", got " + std::to_string(c));
   }
   if (accepting.empty()) fail("expected a state, got none");
-  if (int64_t(transitions.size()) != int64_t(num_states()) * num_classes) fail("transitions: expected states * classes");
+  if (int64_t(transitions.size()) != int64_t(num_states()) * num_classes)
+    fail("transitions: expected states * classes");
   for (const int32_t target : transitions) {
     if (target < kNone || target >= num_states()) fail("no state has the number " + std::to_string(target));
   }
@@ -142,7 +143,8 @@ void MaskTable::find_absorbed() {
     if (std::find(next, next + automaton_.num_classes, state) == next + automaton_.num_classes) continue;
     for (int g = 0; g < kByteGroups; ++g) {
       const auto& all = classes[size_t(g)];
-      const bool stays = !all.empty() && std::all_of(all.begin(), all.end(), [&](uint8_t c) { return next[c] == state; });
+      const bool stays =
+          !all.empty() && std::all_of(all.begin(), all.end(), [&](uint8_t c) { return next[c] == state; });
       if (stays) absorbed_[size_t(state)] |= ByteGroups(1) << g;
     }
   }

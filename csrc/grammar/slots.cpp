@@ -1,6 +1,8 @@
 #include "grammar/slots.h"
 
 #include <algorithm>
+#include <stdexcept>
+#include <string>
 
 namespace sg {
 namespace {
@@ -80,6 +82,11 @@ int32_t GrammarSlots::forced(const Slot& s, int32_t state) {
 
 bool GrammarSlots::begin(int32_t slot, std::shared_ptr<const MaskTable> table, GrammarUse use, int32_t num_prompt,
                          const std::vector<int32_t>& output) {
+  for (const auto* ids : {&use.begins_after, &use.opens_with, &use.held_ids}) {
+    for (const int32_t id : *ids) {
+      if (id < 0 || id >= table->vocab()) throw std::invalid_argument("no token has the id " + std::to_string(id));
+    }
+  }
   Slot& s = slots_.at(size_t(slot));
   s = Slot{};
   s.table = std::move(table);
@@ -112,14 +119,15 @@ void GrammarSlots::propose(int32_t slot, int32_t position, const std::vector<int
   }
 }
 
-// The token at `position`. What was proposed there and after it holds as long as the tokens are the same.
-void GrammarSlots::take_token(Slot& s, int32_t position, int32_t token, const int32_t* tokens) {
+// The token at `position`. True where it was proposed, so that what was proposed after it holds.
+bool GrammarSlots::take_token(Slot& s, int32_t position, int32_t token, const int32_t* tokens) {
   const bool is_proposed = int32_t(s.states.size()) > s.num_taken + 1 && tokens[position] == token;
   if (!is_proposed) {
     s.states.resize(size_t(s.num_taken) + 1);
     s.states.push_back(next(s, s.states.back(), token));
   }
   s.num_taken++;
+  return is_proposed;
 }
 
 // Takes the tokens that are forced after `position`, and writes them there.
@@ -145,21 +153,16 @@ void GrammarSlots::take_rows(const SampleRow* rows, int32_t first, int32_t last,
     return;
   }
   int32_t* own = tokens + rows[first].slot * stride;
-  bool is_new = false;
-  int32_t position = 0;
+  int32_t position = -1;  // of the last token that is new
   for (int32_t i = first; i < last; ++i) {
     const int32_t output = rows[i].position + 1 - s.num_prompt;
     if (drawn[i] < 0 || output < s.num_taken) continue;  // nothing was drawn; or it was forced, and taken before
     if (output > s.num_taken) break;                     // verified after a draft that was wrong
     position = rows[i].position + 1;
-    const bool was_proposed = int32_t(s.states.size()) > s.num_taken + 1;
-    const bool agrees = was_proposed && own[position] == drawn[i];
-    take_token(s, position, drawn[i], own);
-    is_new = true;
-    if (was_proposed && !agrees) break;
+    if (!take_token(s, position, drawn[i], own)) break;
   }
   s.states.resize(size_t(s.num_taken) + 1);
-  if (!is_new) return;
+  if (position < 0) return;
   if (s.states.back() == kDead) {
     s.has_failed = true;
     taken.faults.push_back(place);

@@ -73,9 +73,8 @@ class GrammarSlots {
   // The same as bits, [mask_words(vocab)] of the slot's table; false where everything is allowed, and nothing written.
   bool fill(int32_t slot, int32_t position, uint32_t* words) const;
 
-  // Output tokens whose states are known, proposed ones included, and that of the last one, for tests.
+  // Output tokens whose states are known, proposed ones included.
   int32_t num_known(int32_t slot) const { return int32_t(slots_.at(size_t(slot)).states.size()) - 1; }
-  int32_t last_state(int32_t slot) const { return slots_.at(size_t(slot)).states.back(); }
 
  private:
   // States besides those of the automaton.
@@ -89,7 +88,7 @@ class GrammarSlots {
   struct Slot {
     std::shared_ptr<const MaskTable> table;  // null: no grammar
     GrammarUse use;
-    std::vector<int32_t> again;   // begins_after and the stop ids, for kAfter
+    std::vector<int32_t> again;  // begins_after and the stop ids, for kAfter
     int32_t num_prompt = 0;
     int32_t num_taken = 0;        // output tokens; what comes after them in `states` was proposed
     std::vector<int32_t> states;  // after 0, 1, ... output tokens
@@ -102,7 +101,7 @@ class GrammarSlots {
   static bool is_loose(const Slot& s, int32_t state);
   static int32_t forced(const Slot& s, int32_t state);
   static bool ends(const Slot& s, int32_t state);
-  static void take_token(Slot& s, int32_t position, int32_t token, const int32_t* tokens);
+  static bool take_token(Slot& s, int32_t position, int32_t token, const int32_t* tokens);
   static std::vector<int32_t> run_on(Slot& s, int32_t position, int32_t* tokens, int64_t stride);
   void take_rows(const SampleRow* rows, int32_t first, int32_t last, const int32_t* drawn, int32_t place,
                  int32_t* tokens, int64_t stride, Taken& taken);

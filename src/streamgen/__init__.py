@@ -10,16 +10,20 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from streamgen import errors, sync
+    from streamgen.compiled import CompiledOutput
     from streamgen.completion import (
         Completion,
         Delta,
         Event,
         Finished,
         FinishReason,
+        Reasoning,
         Started,
         Text,
         Timings,
         TokenLogprob,
+        ToolCall,
+        ToolDelta,
         TopLogprob,
         Usage,
     )
@@ -55,6 +59,8 @@ if TYPE_CHECKING:
         UnknownAdapter,
         UnsupportedModel,
     )
+    from streamgen.grammar.grammar import GrammarStats
+    from streamgen.grammar.outputs import Choice, Grammar, JsonSchema, OutputSpec, Regex
     from streamgen.latencies import Histogram, Latencies
     from streamgen.lifecycle import (
         EventStream,
@@ -78,7 +84,11 @@ if TYPE_CHECKING:
     __version__: str
 
 _MODULES = {
-    "completion": ("Completion Delta Event Finished FinishReason Started Text Timings TokenLogprob TopLogprob Usage"),
+    "compiled": "CompiledOutput",
+    "completion": (
+        "Completion Delta Event Finished FinishReason Reasoning Started Text Timings TokenLogprob ToolCall ToolDelta "
+        "TopLogprob Usage"
+    ),
     "config": "EngineOptions EngineState LoadProgress MemoryPlan Tenant",
     "engine": "Engine",
     "errors": (
@@ -87,6 +97,8 @@ _MODULES = {
         "NotSupported OutputInvalid ProcessorError PromptTooLong RateLimited RequestError SchemaError SchemaTooComplex "
         "SessionBusy SlowConsumer StreamgenError TemplateError UnknownAdapter UnsupportedModel"
     ),
+    "grammar.grammar": "GrammarStats",
+    "grammar.outputs": "Choice Grammar JsonSchema OutputSpec Regex",
     "latencies": "Histogram Latencies",
     "lifecycle": (
         "EventStream FirstToken LifecycleEvent RequestAdmitted RequestFinished RequestPreempted RequestStarted "
@@ -105,6 +117,8 @@ _SUBMODULES = ("errors", "sync")
 
 __all__ = [  # compared with the lazy names in a test
     "AdmissionError",
+    "Choice",
+    "CompiledOutput",
     "Completion",
     "ConfigError",
     "CorruptWeights",
@@ -123,10 +137,13 @@ __all__ = [  # compared with the lazy names in a test
     "Finished",
     "FirstToken",
     "GenerationError",
+    "Grammar",
+    "GrammarStats",
     "Histogram",
     "IncompleteOutput",
     "InsufficientMemory",
     "InvalidRequest",
+    "JsonSchema",
     "KernelUnavailable",
     "Latencies",
     "LifecycleEvent",
@@ -139,10 +156,13 @@ __all__ = [  # compared with the lazy names in a test
     "NotSupported",
     "Ok",
     "OutputInvalid",
+    "OutputSpec",
     "ProcessorError",
     "Prompt",
     "PromptTooLong",
     "RateLimited",
+    "Reasoning",
+    "Regex",
     "Rendered",
     "RequestAdmitted",
     "RequestError",
@@ -169,6 +189,8 @@ __all__ = [  # compared with the lazy names in a test
     "TextEngine",
     "Timings",
     "TokenLogprob",
+    "ToolCall",
+    "ToolDelta",
     "TopLogprob",
     "UnknownAdapter",
     "UnsupportedModel",

@@ -19,6 +19,7 @@ from msgspec import Struct
 from streamgen.completion import Completion  # noqa: TC001  # decoding needs the type
 from streamgen.errors import EngineClosed, EngineFailed, EngineOverloaded, InvalidRequest, RateLimited, StreamgenError
 from streamgen.mailbox import Mailbox, Notifier, Waiter, Wakes, make_error
+from streamgen.prompt import user
 from streamgen.request import check_request
 
 if TYPE_CHECKING:
@@ -453,7 +454,7 @@ def not_a_source(source: object, wanted: str) -> InvalidRequest:
 
 
 def _check_fields(fields: Mapping[str, Any]) -> None:
-    check_request("-", fields)  # once, here; what is wrong with a prompt is that item's error
+    check_request([user("-")], fields)  # once, here; what is wrong with a prompt is that item's error
     if fields.get("request_id") is not None:
         raise InvalidRequest("request_id: one name cannot be that of many requests; leave it out", param="request_id")
 

@@ -100,14 +100,14 @@ class LlamaCpp:
     def _start(self, path: str, work: Work) -> float:
         """From the start of the server to the first token that it sends; one slot, no warm-up run."""
         port, began = free_port(), time.perf_counter()
-        with self._server(path, port, slots=1, context=4 * work.longest + 64, more=["--no-warmup"]):
+        with self.server(path, port, slots=1, context=4 * work.longest + 64, more=["--no-warmup"]):
             return asyncio.run(_first_token(port, work)) - began
 
     async def _serve(self, path: str, work: Work) -> Outcome:
         """All requests through the server, each from when it arrives."""
         port = free_port()
         longest = -(-(work.longest + 8) // 64) * 64
-        with self._server(path, port, slots=SERVER_SLOTS, context=SERVER_SLOTS * longest):
+        with self.server(path, port, slots=SERVER_SLOTS, context=SERVER_SLOTS * longest):
             async with asyncio.timeout(TURN_SECONDS):
                 await wait_until_up(port, "/health", TURN_SECONDS)
                 await _warm(port, work.requests[0])
@@ -116,9 +116,10 @@ class LlamaCpp:
         return outcome_of_runs(work, [runs])
 
     @contextmanager
-    def _server(
+    def server(
         self, path: str, port: int, *, slots: int, context: int, more: list[str] | None = None
     ) -> Iterator[None]:
+        """Its server, for as long as the block runs."""
         command = [self._program("llama-server"), "-m", path, "--host", "127.0.0.1", "--port", str(port)]
         command += ["-np", str(slots), "-c", str(context), "-b", str(BATCH), "-ub", str(MICRO_BATCH)]
         command += ["-t", str(self._threads), "-tb", str(self._threads), "--no-webui", *(more or [])]

@@ -1,12 +1,9 @@
 r"""The dialect of regular expressions: read, checked, and written again for a Rust engine.
 
-What it means is what `re.fullmatch` means to a `str`, so that a caller can check an answer with the standard library:
-`\d`, `\w` and `\s` are those of Unicode, `.` is anything but a newline. Lazy quantifiers and names of groups change
-nothing. `\p{..}`, `\x{..}`, `\u{..}` and `\z` of Rust are understood too. Whatever a finite automaton cannot do, or what
-would mean something else in the middle of a text, is refused by name and position.
-
-Reading is one pass without recursion that also numbers the positions of the pattern (Glushkov's construction), from
-which `bounds` estimates the automaton before anybody builds it.
+A pattern means what `re.fullmatch` means by it, so that an answer can be checked with the standard library: `\d`, `\w`
+and `\s` are those of Unicode, `.` is anything but a newline. Lazy quantifiers and names of groups change nothing.
+`\p{..}`, `\x{..}`, `\u{..}` and `\z` of Rust are understood too. What a finite automaton cannot do, and what would mean
+something else in the middle of a text, is refused by name and position. Reading is one pass without recursion.
 """
 
 from __future__ import annotations
@@ -16,37 +13,27 @@ from typing import TYPE_CHECKING, Never
 
 from msgspec import Struct, field
 
-from streamgen.errors import SchemaError, SchemaTooComplex
+from streamgen.errors import SchemaError
 from streamgen.grammar import charsets
+from streamgen.grammar.positions import SEQUENCE, Charset, Part, Positions, charset, too_complex
 
 if TYPE_CHECKING:
     from streamgen.grammar.bounds import CompileLimits
     from streamgen.grammar.charsets import Ranges
 
 
-class Charset(Struct, frozen=True):
-    r"""One kind of position: a set of characters.
-
-    ranges   what it holds; all there is where `text` names properties (`\p{L}`) that only the engine knows
-    text     as Rust reads it
-    """
-
-    ranges: Ranges
-    text: str
-    is_exact: bool = True
-
-
 class Pattern(Struct, frozen=True):
     """A regular expression that was read.
 
-    rust        the same for a Rust engine; None if it matches no text at all
-    symbols     which charset each position has, [num_positions]
+    rust        the same for a Rust engine; None if no text matches
+    charsets    the kinds of position that there are
+    symbols     which of them each position is, [num_positions]
     follow      the positions that may come after each
-    first, last where a match may begin and end; is_nullable: whether "" matches
+    first, last where a match may begin and end; "" matches too if it `is_nullable`
     """
 
     rust: str | None
-    charsets: tuple[Charset, ...]
+    charsets: list[Charset]
     symbols: list[int]
     follow: list[list[int]]
     first: list[int]
@@ -61,66 +48,39 @@ def read_pattern(text: str, limits: CompileLimits) -> Pattern:
         SchemaError: it is no regular expression of the dialect. SchemaTooComplex: it passes a limit.
     """
     if len(text) > limits.max_regex_chars:
-        raise too_complex("max_regex_chars", limits.max_regex_chars, "characters", len(text))
+        raise too_complex("max_regex_chars", limits.max_regex_chars, "characters of regex", len(text))
     return _Reader(text, limits).read()
 
 
-def too_complex(bound: str, limit: int, unit: str, found: int | str) -> SchemaTooComplex:
-    """The refusal that names a bound."""
-    count = f"{found:,}" if isinstance(found, int) else found
-    message = f"{bound}: expected at most {limit:,} {unit}, got {count}; make the grammar smaller or allow more"
-    return SchemaTooComplex(message, bound=bound)
-
-
-_ALTERNATION, _SEQUENCE, _ATOM = range(3)  # how tightly a text holds together
-
-
-class _Part(Struct):
-    """A piece of the pattern with its positions [begin, end). Its edges lead to nobody outside until it is joined.
-
-    repeats    product of the counted repeats around its innermost position
-    is_nothing no text matches
-    begins, ends   it holds a ^ or a $
-    """
-
-    text: str = ""
-    binding: int = _SEQUENCE
-    is_nullable: bool = True
-    first: list[int] = field(default_factory=list)
-    last: list[int] = field(default_factory=list)
-    begin: int = 0
-    end: int = 0
-    repeats: int = 1
-    is_nothing: bool = False
-    begins: bool = False
-    ends: bool = False
-
-    def bound_to(self, binding: int) -> str:
-        return self.text if self.binding >= binding else f"(?:{self.text})"
-
-
 class _Branch(Struct):
-    """One alternative under way: what is joined, and its newest item, which a quantifier may still take."""
+    """One alternative under way: what is joined, and its newest part, which a quantifier may still take."""
 
-    joined: _Part
+    joined: Part
     texts: list[str] = field(default_factory=list)
-    newest: _Part | None = None
+    binding: int = SEQUENCE
+    newest: Part | None = None
+    is_quantified: bool = False  # the newest part is
     dollar: int | None = None  # where a $ stood: nothing may follow it
+
+    @property
+    def is_fresh(self) -> bool:
+        return self.newest is None and not self.texts
 
 
 class _Group(Struct):
+    """A parenthesis under way. `is_first`: nothing stands before it, so that a ^ at its beginning means nothing."""
+
     flags: frozenset[str]
     opened_at: int
+    is_first: bool
     branch: _Branch
-    is_first: bool  # nothing stands before it, so that a ^ in front of it means nothing
-    done: list[_Part] = field(default_factory=list)
+    done: list[Part] = field(default_factory=list)
 
 
 _ESCAPE = r"""\\(?:x\{[0-9A-Fa-f]{1,6}\}|u\{[0-9A-Fa-f]{1,6}\}|x[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4}|U[0-9A-Fa-f]{8}
     |[pP](?:\{\^?[^{}]*\}|[A-Za-z])|0[0-7]{0,2}|[1-3][0-7]{2}|.)"""
 _TOKEN = re.compile(
-    rf"""(?P<run>[^\\.\[(){{*+?|^$\s\#]+)
-      | (?P<space>[\s\#])
+    rf"""(?P<run>[^\\.\[(){{*+?|^$]+)
       | (?P<charset>\[\^?\]?(?:\\.|[^\]\\])*\])
       | (?P<escape>{_ESCAPE})
       | (?P<repeat>[*+?]|\{{(?:[0-9]+(?:,[0-9]*)?|,[0-9]*)\}})
@@ -131,8 +91,9 @@ _TOKEN = re.compile(
 )
 _MEMBER = re.compile(rf"(?P<escape>{_ESCAPE})|(?P<char>.)", re.VERBOSE | re.DOTALL)
 _CONTROLS = {"n": 10, "t": 9, "r": 13, "f": 12, "v": 11, "a": 7}
-_NEWLINE: Ranges = ((10, 10),)
-_REFUSED = {  # what may follow "(?" and is not of the dialect
+_EVERYTHING: Ranges = ((0, charsets.LAST),)
+_NO_NEWLINE = charsets.invert(((10, 10),))
+_NOT_REGULAR = {  # by what follows "(?"
     "=": "look-ahead",
     "!": "look-ahead",
     "<=": "look-behind",
@@ -144,123 +105,170 @@ _REFUSED = {  # what may follow "(?" and is not of the dialect
 
 
 class _Reader:
-    """One pass over a pattern; groups under way are on an explicit stack."""
+    """One pass over a pattern; the groups under way are on a stack of its own."""
 
     def __init__(self, text: str, limits: CompileLimits) -> None:
         self._text = text
         self._limits = limits
-        self._charsets: dict[Charset, int] = {}
-        self._memo: dict[tuple[str, bool, bool], int] = {}  # of charsets as they are written
-        self._symbols: list[int] = []
-        self._follow: list[list[int]] = []
-        self._groups: list[_Group] = [self._group(frozenset(), 0, is_first=True)]
-        self._edges = 0
+        self._positions = Positions(limits)
+        self._classes: dict[tuple[str, frozenset[str]], Charset] = {}  # as they are written
+        self._groups = [_Group(frozenset(), 0, True, self._branch())]
 
     def read(self) -> Pattern:
         """The whole of it."""
-        at = 0
-        while at < len(self._text):
-            token = _TOKEN.match(self._text, at)
+        text, at, match = self._text, 0, _TOKEN.match
+        while at < len(text):
+            token = match(text, at)
             assert token is not None, "the last alternative takes any character"
-            assert token.lastgroup is not None
-            getattr(self, f"_on_{token.lastgroup}")(token[0], at)
+            self._take(token.lastgroup, token[0], at)
             at = token.end()
         if len(self._groups) > 1:
-            self._refuse("expected ) for the ( here", self._groups[-1].opened_at)
-        part = self._close(self._groups.pop())
+            self._refuse("expected a ) for the ( here", self._groups[-1].opened_at)
+        part = self._close()
+        positions = self._positions
         return Pattern(
             None if part.is_nothing else part.text,
-            tuple(self._charsets),
-            self._symbols,
-            self._follow,
+            positions.charsets,
+            positions.symbols,
+            positions.follow,
             part.first,
             part.last,
-            part.is_nullable and not part.is_nothing,
+            part.is_nullable,
         )
+
+    def _take(self, kind: str | None, text: str, at: int) -> None:
+        match kind:
+            case "run":
+                self._run(text, at)
+            case "charset":
+                self._add(self._positions.one(self._class(text, at)))
+            case "escape":
+                self._escape(text, at)
+            case "repeat":
+                self._repeat(text, at)
+            case "open":
+                self._open(text, at)
+            case "other":
+                self._other(text, at)
 
     def _refuse(self, problem: str, at: int) -> Never:
         raise SchemaError(f"regex: {problem}, at character {at}", keyword="pattern")
 
-    # tokens, one method for each group of _TOKEN
+    # literals and sets
 
-    def _on_run(self, text: str, at: int) -> None:
-        following = self._text[at + len(text) : at + len(text) + 1]
-        if following and following in "*+?{" and len(text) > 1:
+    def _run(self, text: str, at: int) -> None:
+        """Characters that stand for themselves; a quantifier after them takes the last one alone."""
+        if len(text) > 1 and self._text[at + len(text) : at + len(text) + 1] in ("*", "+", "?", "{"):
             self._literal(text[:-1], at)
             text, at = text[-1], at + len(text) - 1
         self._literal(text, at)
 
-    def _on_space(self, text: str, at: int) -> None:
-        self._literal(text, at)
+    def _literal(self, text: str, at: int) -> None:
+        if "i" in self._groups[-1].flags:
+            for char in text:
+                folded = charset(charsets.fold(((ord(char), ord(char)),)))
+                self._add(self._positions.one(folded))
+        else:
+            if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
+                self._refuse("a lone surrogate is no character that UTF-8 can write", at)
+            self._add(self._positions.literal(text))
 
-    def _on_charset(self, text: str, at: int) -> None:
-        flags = self._groups[-1].flags
-        key = (text, "i" in flags, "a" in flags)
-        symbol = self._memo.get(key)
-        if symbol is None:
-            symbol = self._memo[key] = self._symbol(self._read_class(text[1:-1], at + 1))
-        self._one(symbol, at)
-
-    def _on_escape(self, text: str, at: int) -> None:
+    def _escape(self, text: str, at: int) -> None:
         kind = text[1]
         if kind in "AZz":
             self._anchor(is_end=kind != "A", at=at)
         elif kind in "bB":
-            self._refuse(f"a word border (\\{kind}) is not supported: no automaton of bytes has them", at)
+            self._refuse(f"a word border (\\{kind}) is not supported: write what may stand there", at)
         elif kind in "123456789" and len(text) == 2:
             self._refuse(f"a back-reference (\\{kind}) is not supported: no finite automaton has them", at)
         else:
-            member = self._escaped(text, at)
-            if isinstance(member, int):
-                self._literal(chr(member), at)
+            found = self._escaped(text, at)
+            if isinstance(found, int):
+                self._literal(chr(found), at)
             else:
-                self._one(self._symbol(member), at)
+                self._add(self._positions.one(found))
 
-    def _on_repeat(self, text: str, at: int) -> None:
-        branch = self._groups[-1].branch
-        part = branch.newest
-        if part is None:
-            self._refuse("expected something to repeat", at)
-        if self._text[at - 1] in "*+?}" and getattr(self, "_quantified_at", -1) == at:
-            self._repeated_again(text, at)
-            return
-        low, high = _counts(text)
-        if high is not None and high < low:
-            self._refuse(f"expected the lower count first, got {text}", at)
-        if (part.begins or part.ends) and (high is None or high > 1):
-            self._refuse("an anchor inside a repeated group is not supported", at)
-        branch.newest = self._repeat(part, low, high)
-        self._quantified_at = at + len(text)
+    def _escaped(self, text: str, at: int) -> int | Charset:
+        """The character or the set that an escape stands for, inside a class and outside."""
+        kind, rest = text[1], text[2:]
+        if kind in "xuU" and rest:
+            code = int(rest.strip("{}"), 16)
+            if code > charsets.LAST:
+                self._refuse(f"{text} is past the last character there is", at)
+            return code
+        if kind in "pP" and rest:
+            return Charset(_EVERYTHING, text, is_exact=False)
+        if kind in "01234567" and text[1:].isdigit():
+            return int(text[1:], 8)
+        if kind in "dwsDWS":
+            return self._named(kind)
+        if kind in _CONTROLS:
+            return _CONTROLS[kind]
+        if kind.isascii() and kind.isalnum():
+            self._refuse(f"the escape \\{kind} is not known", at)
+        return ord(kind)
 
-    def _repeated_again(self, text: str, at: int) -> None:
-        if text == "+":
-            self._refuse("a possessive quantifier is not supported: no finite automaton has them", at)
-        if text != "?":
-            self._refuse("a quantifier after a quantifier: put a group around what is repeated twice", at)
+    def _named(self, kind: str) -> Charset:
+        ranges = charsets.named(kind.lower(), is_ascii="a" in self._groups[-1].flags)
+        return charset(ranges if kind.islower() else charsets.invert(ranges))
 
-    def _on_comment(self, _text: str, _at: int) -> None:
-        pass
+    def _class(self, text: str, at: int) -> Charset:
+        key = text, self._groups[-1].flags
+        known = self._classes.get(key)
+        if known is None:
+            known = self._classes[key] = self._read_class(text, at)
+        return known
 
-    def _on_open(self, text: str, at: int) -> None:
-        group = self._groups[-1]
-        named = text.startswith(("(?P<", "(?<"))
-        flags = group.flags if named or text == "(" else self._flags(text[2:-1], group.flags, at)
-        if text.endswith(")"):
-            if at != 0:
-                self._refuse("flags for the whole pattern stand at its beginning: write (?i:...) for a part", at)
-            group.flags = flags
-            return
-        if len(self._groups) > self._limits.max_regex_nesting:
-            limit = self._limits.max_regex_nesting
-            raise too_complex("max_regex_nesting", limit, "groups inside each other", f"more at character {at}")
-        self._groups.append(self._group(flags, at, is_first=self._is_at_start()))
+    def _read_class(self, text: str, at: int) -> Charset:
+        is_inverted = text.startswith("[^")
+        ranges, properties = self._members(text, 2 if is_inverted else 1, at)
+        if "i" in self._groups[-1].flags:
+            ranges = charsets.fold(ranges)
+        if properties:
+            exact = charset(ranges).text if ranges else ""
+            return Charset(_EVERYTHING, f"[{'^' if is_inverted else ''}{properties}{exact}]", is_exact=False)
+        return charset(charsets.invert(ranges) if is_inverted else ranges)
 
-    def _on_other(self, text: str, at: int) -> None:
+    def _members(self, text: str, start: int, at: int) -> tuple[Ranges, str]:
+        """What is listed from `start` on, and the properties among it as text."""
+        ranges: list[tuple[int, int]] = []
+        properties, low = "", None
+        tokens = [(found[0], at + found.start()) for found in _MEMBER.finditer(text, start, len(text) - 1)]
+        index = 0
+        while index < len(tokens):
+            token, where = tokens[index]
+            if token == "[" and tokens[index + 1 : index + 2] and tokens[index + 1][0] == ":":
+                self._refuse("classes of POSIX ([:alpha:]) are not supported: write the characters", where)
+            low = self._member(token, where)
+            is_range = index + 2 < len(tokens) and tokens[index + 1][0] == "-"
+            if is_range:
+                high = self._member(*tokens[index + 2])
+                if not isinstance(low, int) or not isinstance(high, int) or high < low:
+                    self._refuse("expected a range from a character to one that is not before it", where)
+                ranges.append((low, high))
+            elif isinstance(low, int):
+                ranges.append((low, low))
+            elif low.is_exact:
+                ranges.extend(low.ranges)
+            else:
+                properties += low.text
+            index += 3 if is_range else 1
+        return charsets.merge(ranges), properties
+
+    def _member(self, token: str, at: int) -> int | Charset:
+        if len(token) == 1:
+            return ord(token)
+        if token == "\\b":
+            return 8
+        return self._escaped(token, at)
+
+    # structure
+
+    def _other(self, text: str, at: int) -> None:
         match text:
             case ".":
-                flags = self._groups[-1].flags
-                everything = ((0, charsets.LAST),)
-                self._one(self._symbol(_charset(everything if "s" in flags else charsets.invert(_NEWLINE))), at)
+                any_char = _EVERYTHING if "s" in self._groups[-1].flags else _NO_NEWLINE
+                self._add(self._positions.one(charset(any_char)))
             case "^" | "$":
                 self._anchor(is_end=text == "$", at=at)
             case "|":
@@ -270,11 +278,13 @@ class _Reader:
             case ")":
                 if len(self._groups) == 1:
                     self._refuse("expected a ( before this )", at)
-                self._append(self._close(self._groups.pop()), at)
+                part = self._close()
+                self._add(part)
+                self._groups[-1].branch.dollar = part.ends_at
             case "{":
                 self._literal(text, at)
             case "[":
-                self._refuse("expected ] for the [ here", at)
+                self._refuse("expected a ] for the [ here", at)
             case "\\":
                 self._refuse("expected a character after the backslash", at)
             case _:
@@ -282,65 +292,104 @@ class _Reader:
 
     def _refuse_group(self, at: int) -> Never:
         after = self._text[at + 2 : at + 4]
-        for start, name in _REFUSED.items():
+        for start, name in _NOT_REGULAR.items():
             if after.startswith(start):
-                self._refuse(f"{name} (?{start} is not supported: no finite automaton has them", at)
-        self._refuse("an unknown kind of group", at)
+                self._refuse(f"{name}, (?{start}, is not supported: no finite automaton has them", at)
+        self._refuse("a group of an unknown kind", at)
+
+    def _open(self, text: str, at: int) -> None:
+        group = self._groups[-1]
+        is_named = text == "(" or text.startswith(("(?P<", "(?<"))
+        flags = group.flags if is_named else self._flags(text[2:-1], group.flags, at)
+        if text.endswith(")"):
+            if at != 0:
+                self._refuse("flags of the whole pattern stand at its beginning: write (?i:...) for a part", at)
+            group.flags = flags
+            return
+        limit = self._limits.max_regex_nesting
+        if len(self._groups) > limit:
+            raise too_complex("max_regex_nesting", limit, "groups inside each other", f"one more at character {at}")
+        is_first = group.is_first and group.branch.is_fresh
+        self._groups.append(_Group(flags, at, is_first, self._branch()))
 
     def _flags(self, text: str, flags: frozenset[str], at: int) -> frozenset[str]:
         on, _, off = text.partition("-")
-        unknown = sorted((set(on) | set(off)) - set("aimsu"))
+        unknown = sorted({*on, *off} - {*"aimsu"})
         if unknown:
             self._refuse(f"the flag {unknown[0]!r} is not supported: there are a, i, m, s and u", at)
-        return (flags | frozenset(on)) - frozenset(off)
-
-    # anchors
-
-    def _is_at_start(self) -> bool:
-        group = self._groups[-1]
-        return group.is_first and group.branch.newest is None and not group.branch.texts
+        return (flags | {*on}) - {*off}
 
     def _anchor(self, *, is_end: bool, at: int) -> None:
-        branch = self._groups[-1].branch
+        group = self._groups[-1]
         if is_end:
-            branch.dollar = at if branch.dollar is None else branch.dollar
-        elif not self._is_at_start():
-            self._refuse("an anchor after the beginning is not supported: the whole text is matched anyway", at)
+            group.branch.joined.ends_at = group.branch.dollar = at
+        elif group.is_first and group.branch.is_fresh:
+            group.branch.joined.begins = True
         else:
-            branch.joined.begins = True
+            self._refuse("an anchor in the middle is not supported: the whole text is matched in any case", at)
+
+    def _repeat(self, text: str, at: int) -> None:
+        branch = self._groups[-1].branch
+        part = branch.newest
+        if part is None:
+            self._refuse("expected something to repeat", at)
+        if branch.is_quantified:
+            if text == "?":  # shortest first: the same texts match
+                branch.is_quantified = False
+                return
+            kind = "a possessive quantifier" if text == "+" else "a quantifier of a quantifier"
+            self._refuse(f"{kind} is not supported: put a group around what is repeated twice", at)
+        low, high = _counts(text)
+        if high is not None and high < low:
+            self._refuse("expected the lower count first", at)
+        if (part.begins or part.ends_at is not None) and (high is None or high > 1):
+            self._refuse("an anchor in a repeated group is not supported", at)
+        branch.newest = self._positions.repeat(part, low, high)
+        branch.is_quantified = True
 
     # building
 
-    def _group(self, flags: frozenset[str], at: int, *, is_first: bool) -> _Group:
-        return _Group(flags, at, self._branch(), is_first)
-
     def _branch(self) -> _Branch:
-        here = len(self._symbols)
-        return _Branch(_Part(begin=here, end=here))
+        return _Branch(self._positions.empty())
 
-    def _literal(self, text: str, at: int) -> None:
-        if "i" in self._groups[-1].flags and text.casefold() != text.swapcase().casefold() + " ":
-            for offset, char in enumerate(text):
-                folded = charsets.fold(((ord(char), ord(char)),))
-                self._one(self._symbol(_charset(folded)), at + offset)
-            return
-        begin = len(self._symbols)
-        self._symbols.extend(map(self._char_symbol, text))
-        end = len(self._symbols)
-        self._follow.extend([position] for position in range(begin + 1, end))
-        self._follow.append([])
-        self._check_size(end)
-        binding = _ATOM if len(text) == 1 else _SEQUENCE
-        self._append(_Part(_escape(text, at), binding, False, [begin], [end - 1], begin, end), at)
+    def _add(self, part: Part) -> None:
+        branch = self._groups[-1].branch
+        if branch.dollar is not None:
+            self._refuse("an anchor in the middle is not supported: the whole text is matched in any case", branch.dollar)
+        self._settle(branch)
+        branch.newest = part
+        branch.is_quantified = False
 
-    def _one(self, symbol: int, at: int) -> None:
-        """A position of a charset."""
-        begin = len(self._symbols)
-        charset = self._charset_list()[symbol]
-        if not charset.ranges:
-            self._append(_Part("", _ATOM, False, [], [], begin, begin, is_nothing=True), at)
-            return
-        self._symbols.append(symbol)
-        self._follow.append([])
-        self._check_size(begin + 1)
-        self._append(_Part(charset.text, _ATOM, False, [begin], [begin], begin, begin + 1), at)
+    def _settle(self, branch: _Branch) -> None:
+        """Join the newest part to those before it."""
+        if branch.newest is not None:
+            branch.binding = SEQUENCE if branch.texts else branch.newest.binding
+            branch.texts.append(branch.newest.bound(SEQUENCE))
+            branch.joined = self._positions.join(branch.joined, branch.newest)
+            branch.newest = None
+
+    def _finish(self, branch: _Branch) -> Part:
+        self._settle(branch)
+        branch.joined.text = branch.texts[0] if len(branch.texts) == 1 else "".join(branch.texts)
+        branch.joined.binding = branch.binding
+        return branch.joined
+
+    def _close(self) -> Part:
+        """The innermost group as one part."""
+        group = self._groups.pop()
+        group.done.append(self._finish(group.branch))
+        return self._positions.either(group.done)
+
+
+def _counts(text: str) -> tuple[int, int | None]:
+    match text:
+        case "*":
+            return 0, None
+        case "+":
+            return 1, None
+        case "?":
+            return 0, 1
+    low, comma, high = text[1:-1].partition(",")
+    if not comma:
+        return int(low), int(low)
+    return int(low or 0), int(high) if high else None

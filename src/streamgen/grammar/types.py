@@ -7,11 +7,9 @@ grammar made from these would let a model write what the decoder then refuses, s
 
 from __future__ import annotations
 
-import enum
 import typing
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import msgspec
 from msgspec import inspect
 
 if TYPE_CHECKING:
@@ -34,8 +32,8 @@ _SECONDS = r"[0-9]{1,6}(?:\.[0-9]{1,6})?S"
 _MINUTES = f"(?:[0-9]{{1,6}}M(?:{_SECONDS})?|{_SECONDS})"
 _HOURS = f"(?:[0-9]{{1,6}}H(?:{_MINUTES})?|{_MINUTES})"
 _BASE64 = "[A-Za-z0-9+/]"
-_KEY_INTEGER = "-?(?:0|[1-9][0-9]{0,17})"
-_KEY_NUMBER = r"-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,18})?"
+KEY_INTEGER = "-?(?:0|[1-9][0-9]{0,17})"
+KEY_NUMBER = r"-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,18})?"
 
 DATE: Schema = {"type": "string", "format": "date"}
 UUID: Schema = {"type": "string", "format": "uuid"}
@@ -127,9 +125,7 @@ class _Writer:
             case inspect.Metadata():
                 extra = dict(node.extra_json_schema or {})
                 return {**self._schema(node.type), **extra}
-            case (
-                inspect.StructType() | inspect.DataclassType() | inspect.TypedDictType() | inspect.NamedTupleType()
-            ):
+            case inspect.StructType() | inspect.DataclassType() | inspect.TypedDictType() | inspect.NamedTupleType():
                 return self._reference(node)
             case inspect.UnionType():
                 return {"anyOf": [self._schema(option) for option in node.types]}
@@ -183,9 +179,9 @@ class _Writer:
             case inspect.AnyType():
                 return {}
             case inspect.IntType():
-                return text_of(_KEY_INTEGER)
+                return text_of(KEY_INTEGER)
             case inspect.FloatType():
-                return text_of(_KEY_NUMBER)
+                return text_of(KEY_NUMBER)
             case inspect.Metadata():
                 return self._key(node.type)
             case inspect.EnumType() | inspect.LiteralType():
@@ -203,7 +199,9 @@ class _Writer:
                 | inspect.BytesType()
             ):
                 return _scalar(node)
-        raise UnsupportedType("keys of a dict: expected str, int, float, an enum, dates and times, UUID, Decimal, bytes")
+        raise UnsupportedType(
+            "keys of a dict: expected str, int, float, an enum, dates and times, UUID, Decimal, bytes"
+        )
 
     def _collection(self, node: inspect.CollectionType) -> Schema:
         schema: Schema = {"type": "array", "items": self._schema(node.item_type)}
@@ -288,81 +286,3 @@ def _in_declared_order(
 def _numbered(base: str) -> typing.Iterator[str]:
     yield base
     yield from (f"{base}_{number}" for number in range(2, 1_000_000))
-
-
-# ---- which library reads a type ----------------------------------------------------------------------------------
-
-
-class Uses(enum.Flag):
-    """What occurs in a type."""
-
-    NOTHING = 0
-    STRUCT = enum.auto()
-    PYDANTIC_CLASS = enum.auto()  # a model, or a class with pydantic's hook
-    PYDANTIC_METADATA = enum.auto()  # constraints that msgspec would not see
-
-
-_METADATA_OF = ("pydantic", "annotated_types", "pydantic_extra_types")
-_HOOK = "__get_pydantic_core_schema__"
-
-
-def uses(tp: object) -> Uses:
-    """What occurs in a type, at any depth."""
-    return _uses(tp, set())
-
-
-def _uses(tp: Any, seen: set[int]) -> Uses:
-    if id(tp) in seen:
-        return Uses.NOTHING
-    seen.add(id(tp))
-    found = Uses.NOTHING
-    metadata = getattr(tp, "__metadata__", ())
-    if any(_is_pydantic(type(item)) or hasattr(item, _HOOK) for item in metadata):
-        found |= Uses.PYDANTIC_METADATA
-    for part in (*typing.get_args(tp), *_wrapped(tp)):
-        found |= _uses(part, seen)
-    origin = typing.get_origin(tp) or tp
-    if isinstance(origin, type):
-        found |= _uses_of_class(origin, seen)
-    elif hasattr(tp, _HOOK):  # an object that stands for a type
-        found |= Uses.PYDANTIC_CLASS
-    return found
-
-
-def _uses_of_class(cls: type, seen: set[int]) -> Uses:
-    if hasattr(cls, _HOOK) or hasattr(cls, "__pydantic_core_schema__"):
-        return Uses.PYDANTIC_CLASS
-    found = Uses.NOTHING
-    if issubclass(cls, msgspec.Struct):
-        found |= Uses.STRUCT
-    if not _has_fields(cls):
-        return found
-    defaults = (getattr(field, "default", None) for field in getattr(cls, "__dataclass_fields__", {}).values())
-    if any(_is_pydantic(type(default)) for default in defaults):
-        found |= Uses.PYDANTIC_METADATA
-    for annotation in _annotations(cls):
-        found |= _uses(annotation, seen)
-    return found
-
-
-def _has_fields(cls: type) -> bool:
-    return issubclass(cls, msgspec.Struct) or any(
-        hasattr(cls, name) for name in ("__dataclass_fields__", "__total__", "_fields", "__attrs_attrs__")
-    )
-
-
-def _annotations(cls: type) -> list[Any]:
-    try:
-        return list(typing.get_type_hints(cls, include_extras=True).values())
-    except Exception:  # noqa: BLE001  # whatever evaluating an annotation may raise: who reads the type will say it
-        return []
-
-
-def _wrapped(tp: Any) -> tuple[Any, ...]:
-    """What a NewType, an alias or a type variable stands for."""
-    names = ("__supertype__", "__value__", "__bound__")
-    return tuple(part for name in names if (part := getattr(tp, name, None)) is not None and not isinstance(tp, type))
-
-
-def _is_pydantic(cls: type) -> bool:
-    return cls.__module__.partition(".")[0] in _METADATA_OF

@@ -126,6 +126,8 @@ class JsonCalls(CallParser):
             return "".join(raw), (yield from self._space())
         if symbol == '"':  # an object that was turned into text once more
             text = yield from self._string()
+            if is_strict and not text.lstrip().startswith("{"):
+                raise Misfit
             return text, (yield from self._space())
         if is_strict:
             raise Misfit
