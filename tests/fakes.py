@@ -19,6 +19,7 @@ from streamgen.messages import Begin, StepDone, StepPlan, TokenLogprobs
 from streamgen.models.config import ModelConfig, RopeConfig
 from streamgen.sampling import Sampling
 from streamgen.scheduling.limits import Limits
+from streamgen.scheduling.sequence import count_agreeing
 from streamgen.text.chat import ChatTemplate
 
 BOS, EOS, USER = 256, 257, 258
@@ -198,8 +199,10 @@ class FakeRunner:
                 scores.append(_score(self._tokens[slot][position + 1]))
             if position >= start + count - samples:
                 drawn.append(self._draw(slot, position))
-        if samples == 1:
-            self._tokens[slot][start + count] = drawn[0]
+        if samples:
+            drafts = plan.drafts[i][1 - samples :] if samples > 1 else ()
+            kept = count_agreeing(drafts, tuple(drawn))
+            self._tokens[slot][start + count - samples + 1 + kept] = drawn[kept]
         wants_logprobs = begin.sampling.logprobs is not None
         return tuple(drawn), tuple(_score(t) for t in drawn) if wants_logprobs else (), tuple(scores)
 

@@ -7,7 +7,6 @@
 namespace sg {
 namespace {
 
-constexpr ByteGroups kLetters = 1;     // a-z: a state that takes these is within a text
 constexpr int32_t kUnknown = -1;       // of first_tokens_
 constexpr int32_t kNoToken = 0;        // none is allowed
 constexpr int32_t kSeveralTokens = 1;  // and from 2 on: one token, its id + 2
@@ -119,60 +118,49 @@ MaskTable::MaskTable(std::shared_ptr<const TokenTrie> trie, Automaton automaton,
     }
   }
   for (auto& first : first_tokens_) first.store(kUnknown, std::memory_order_relaxed);
-  find_absorbed();
-  if (!spells_every_byte()) find_live();
+  find_live();
+  find_texts();
 }
 
 MaskTable::~MaskTable() { cache_->forget(this); }
 
 int64_t MaskTable::bytes() const {
   const int64_t states = num_states();
-  return states * (4 * automaton_.num_classes + 1 + int64_t(sizeof(ByteGroups)) + 4) + int64_t(live_.size()) + 256;
+  return states * (4 * automaton_.num_classes + 1 + int64_t(sizeof(Text)) + 4) + int64_t(live_.size()) + 256;
 }
 
-void MaskTable::find_absorbed() {
-  std::vector<std::vector<uint8_t>> classes(kByteGroups);  // of each group, every one once
-  for (int b = 0; b < 256; ++b) {
-    auto& known = classes[byte_groups()[size_t(b)]];
-    const uint8_t c = automaton_.classes[size_t(b)];
-    if (std::find(known.begin(), known.end(), c) == known.end()) known.push_back(c);
-  }
-  absorbed_.assign(size_t(num_states()), 0);
-  for (int32_t state = 0; state < num_states(); ++state) {
-    const int32_t* next = automaton_.row(state);
-    if (std::find(next, next + automaton_.num_classes, state) == next + automaton_.num_classes) continue;
-    for (int g = 0; g < kByteGroups; ++g) {
-      const auto& all = classes[size_t(g)];
-      const bool stays =
-          !all.empty() && std::all_of(all.begin(), all.end(), [&](uint8_t c) { return next[c] == state; });
-      if (stays) absorbed_[size_t(state)] |= ByteGroups(1) << g;
-    }
-  }
-}
-
-// Calls found(first, last, state) for stretches of the trie's ids that the automaton allows from `state` on, and the
-// state that they lead to; ends where it returns false.
+// Calls found(first, last, state) for stretches of the trie's ids that the automaton allows from `state` on, and a
+// state that they lead to; ends where it returns false. Tokens of `known` kinds alone are passed over.
 template <class F>
-void MaskTable::walk(int32_t state, F&& found) const {
+void MaskTable::walk(int32_t state, Kinds known, F&& found) const {
   const TokenTrie& trie = *trie_;
   const int32_t* ids = trie.ids();
   std::vector<int32_t> states(size_t(trie.max_depth()) + 1);
   states[0] = state;
+  uint32_t num_known = 0;  // how many bytes of the way down are of known kinds
   for (int byte = 0; byte < 256; ++byte) {
     const uint32_t first = trie.child_of_root(uint8_t(byte));
     if (first == 0xffffffffu || automaton_.next(state, uint8_t(byte)) == kNone) continue;
     const uint32_t end = trie.node(first).skip;
     for (uint32_t i = first; i < end;) {
       const TokenTrie::Node& node = trie.node(i);
-      const int32_t next = automaton_.next(states[node.depth - 1u], node.byte);
+      const uint32_t above = node.depth - 1u;
+      const int32_t next = automaton_.next(states[above], node.byte);
       if (next == kNone) {
         i = node.skip;
         continue;
       }
       states[node.depth] = next;
-      const ByteGroups absorbed = absorbed_[size_t(next)];
-      const bool takes_all = absorbed != 0 && (trie.below(i) & ~absorbed) == 0;
-      const uint32_t after = takes_all ? node.skip : i + 1;
+      if (known != 0) {
+        const TokenTrie::About about = trie.about(i);
+        num_known = std::min(num_known, above);
+        if (num_known == above && (known >> about.kind & 1)) {
+          num_known = node.depth;
+          i = (about.below & ~known) == 0 ? node.skip : i + 1;
+          continue;
+        }
+      }
+      const uint32_t after = takes_all(i, next) ? node.skip : i + 1;
       const uint32_t last_id = trie.node(after).first_id;
       if (last_id > node.first_id && is_live(next) && !found(ids + node.first_id, ids + last_id, next)) return;
       i = after;
@@ -180,9 +168,22 @@ void MaskTable::walk(int32_t state, F&& found) const {
   }
 }
 
+// Whether every token below a node is allowed that is reached in `state`.
+bool MaskTable::takes_all(uint32_t node, int32_t state) const {
+  const Text text = texts_.empty() ? Text{} : texts_[size_t(state)];
+  if (text.kinds == 0) return false;
+  const TokenTrie::About about = trie_->about(node);
+  return about.is_boundary && (about.below & ~text.kinds) == 0 && about.height <= text.run;
+}
+
 MaskRow MaskTable::derive(int32_t state) const {
   std::vector<uint32_t> words(size_t(mask_words(vocab())));
-  walk(state, [&](const int32_t* first, const int32_t* last, int32_t) {
+  Kinds known = 0;
+  if (!texts_.empty() && (texts_[size_t(state)].run >= trie_->max_depth() || texts_[size_t(state)].run == kEndless)) {
+    known = texts_[size_t(state)].kinds;
+    if (known != 0) words = *trie_->plain_tokens(known);
+  }
+  walk(state, known, [&](const int32_t* first, const int32_t* last, int32_t) {
     for (; first != last; ++first) set_bit(words, *first);
     return true;
   });
@@ -218,7 +219,7 @@ int32_t MaskTable::first_tokens(int32_t state) const {
   int32_t result = known.load(std::memory_order_relaxed);
   if (result != kUnknown) return result;
   result = kNoToken;
-  walk(state, [&](const int32_t* first, const int32_t* last, int32_t) {
+  walk(state, 0, [&](const int32_t* first, const int32_t* last, int32_t) {
     result = result == kNoToken && last - first == 1 ? *first + kOneToken : kSeveralTokens;
     return result != kSeveralTokens;
   });
@@ -259,52 +260,128 @@ std::vector<uint8_t> MaskTable::forced_bytes(int32_t state, int32_t limit) const
   return run;
 }
 
+// ---- states within a text -------------------------------------------------------------------------------------------
+
+void MaskTable::find_texts() {
+  // NOTE: what lies below a node is not looked at state by state, so every state has to be live.
+  if (!live_.empty()) return;
+  std::vector<Text> texts(size_t(num_states()), Text{0, 0});
+  std::vector<int32_t> targets(size_t(num_states()), kNone);
+  for (int32_t state = 0; state < num_states(); ++state) {
+    const int32_t target = after_letters(state);
+    targets[size_t(state)] = target;
+    if (target != kNone) texts[size_t(state)] = {kinds_to(state, target), Kinds(target == state ? kEndless : 0)};
+  }
+  // A chain of states that take the same kinds, or more and more, is as good as one state for as many characters.
+  for (int32_t state = 0; state < num_states(); ++state) {
+    std::vector<int32_t> chain;
+    for (int32_t at = state; texts[size_t(at)].run == 0 && texts[size_t(at)].kinds != 0;) {
+      texts[size_t(at)].run = 1;
+      chain.push_back(at);
+      const int32_t target = targets[size_t(at)];
+      if ((texts[size_t(at)].kinds & ~texts[size_t(target)].kinds) != 0) break;
+      at = target;
+    }
+    for (; !chain.empty(); chain.pop_back()) {
+      Text& text = texts[size_t(chain.back())];
+      const Text after = texts[size_t(targets[size_t(chain.back())])];
+      if ((text.kinds & ~after.kinds) != 0) continue;
+      text.run = after.run == kEndless ? kEndless : std::min<Kinds>(kEndless - 1, after.run + 1);
+    }
+  }
+  texts_ = std::move(texts);
+}
+
+// The state that every lower-case letter leads to, or kNone.
+int32_t MaskTable::after_letters(int32_t state) const {
+  const int32_t target = automaton_.next(state, 'a');
+  for (uint8_t letter = 'b'; letter <= 'z'; ++letter) {
+    if (automaton_.next(state, letter) != target) return kNone;
+  }
+  return target;
+}
+
+// The kinds of characters that all lead to `target`.
+Kinds MaskTable::kinds_to(int32_t state, int32_t target) const {
+  Kinds kinds = (Kinds(1) << kAsciiKinds) - 1;
+  for (uint8_t byte = 0; byte < 0x80; ++byte) {
+    if (automaton_.next(state, byte) != target) kinds &= ~(Kinds(1) << ascii_kind(byte));
+  }
+  return takes_multibyte(state, target) ? kinds | Kinds(1) << kMultibyte : kinds;
+}
+
+// Whether all characters from U+00A0 on lead to `target`: both machines are run side by side.
+bool MaskTable::takes_multibyte(int32_t state, int32_t target) const {
+  struct Pair {
+    int32_t state;
+    uint8_t utf8;
+    bool operator==(const Pair& other) const { return state == other.state && utf8 == other.utf8; }
+  };
+  std::vector<Pair> pairs = {{state, utf8::kBoundary}};
+  for (size_t i = 0; i < pairs.size() && pairs.size() < 64; ++i) {
+    for (int byte = 0x80; byte < 0x100; ++byte) {
+      const uint8_t then = utf8::next(pairs[i].utf8, uint8_t(byte));
+      if (then == utf8::kInvalid) continue;
+      const int32_t next = automaton_.next(pairs[i].state, uint8_t(byte));
+      if (next == kNone || (then == utf8::kBoundary && next != target)) return false;
+      const Pair pair{next, then};
+      if (then != utf8::kBoundary && std::find(pairs.begin(), pairs.end(), pair) == pairs.end()) pairs.push_back(pair);
+    }
+  }
+  return pairs.size() < 64;
+}
+
 // ---- vocabularies that cannot spell everything ----------------------------------------------------------------------
 
-// Then every state has a way on, as every byte that it allows is a token.
-bool MaskTable::spells_every_byte() const {
-  std::vector<uint8_t> is_used(size_t(automaton_.num_classes));
-  for (size_t i = 0; i < automaton_.transitions.size(); ++i) {
-    if (automaton_.transitions[i] != kNone) is_used[i % size_t(automaton_.num_classes)] = 1;
-  }
-  for (int b = 0; b < 256; ++b) {
-    if (!is_used[automaton_.classes[size_t(b)]]) continue;
-    const uint32_t node = trie_->child_of_root(uint8_t(b));
-    if (node == 0xffffffffu || trie_->node(node + 1).first_id == trie_->node(node).first_id) return false;
-  }
-  return true;
+bool MaskTable::is_token(uint8_t byte) const {
+  const uint32_t node = trie_->child_of_root(byte);
+  return node != 0xffffffffu && trie_->node(node + 1).first_id > trie_->node(node).first_id;
 }
 
 // A state is live if it accepts, or a token leads from it to a live one. Tokens to others are not allowed.
+//
+// Single bytes, of which most are tokens, settle nearly every state; only for what they leave the trie is walked.
 void MaskTable::find_live() {
-  const size_t states = size_t(num_states());
+  const auto states = size_t(num_states());
   std::vector<std::vector<int32_t>> sources(states);
+  std::vector<uint8_t> live(states);
+  const auto spread = [&] {
+    std::vector<int32_t> open;
+    for (size_t i = 0; i < states; ++i) {
+      if (live[i] || automaton_.accepting[i]) open.push_back(int32_t(i));
+    }
+    while (!open.empty()) {
+      const auto state = size_t(open.back());
+      open.pop_back();
+      live[state] = 1;
+      for (const int32_t source : sources[state]) {
+        if (!live[size_t(source)]) open.push_back(source);
+      }
+      sources[state].clear();
+    }
+    return std::find(live.begin(), live.end(), 0) == live.end();
+  };
+  std::vector<uint8_t> spelled(size_t(automaton_.num_classes));
+  for (int byte = 0; byte < 256; ++byte) {
+    if (is_token(uint8_t(byte))) spelled[automaton_.classes[size_t(byte)]] = 1;
+  }
   for (int32_t state = 0; state < num_states(); ++state) {
-    std::vector<int32_t> targets;
-    walk(state, [&](const int32_t*, const int32_t*, int32_t next) {
-      targets.push_back(next);
+    for (int32_t c = 0; c < automaton_.num_classes; ++c) {
+      const int32_t target = automaton_.row(state)[c];
+      if (target != kNone && spelled[size_t(c)]) sources[size_t(target)].push_back(state);
+    }
+  }
+  if (spread()) return;
+  for (auto& list : sources) list.clear();
+  for (int32_t state = 0; state < num_states(); ++state) {
+    if (live[size_t(state)]) continue;
+    walk(state, 0, [&](const int32_t*, const int32_t*, int32_t next) {
+      auto& list = sources[size_t(next)];
+      if (list.empty() || list.back() != state) list.push_back(state);
       return true;
     });
-    std::sort(targets.begin(), targets.end());
-    targets.erase(std::unique(targets.begin(), targets.end()), targets.end());
-    for (const int32_t target : targets) sources[size_t(target)].push_back(state);
   }
-  std::vector<uint8_t> live(states);
-  std::vector<int32_t> open;
-  const auto add = [&](int32_t state) {
-    if (live[size_t(state)]) return;
-    live[size_t(state)] = 1;
-    open.push_back(state);
-  };
-  for (int32_t state = 0; state < num_states(); ++state) {
-    if (may_stop(state)) add(state);
-  }
-  while (!open.empty()) {
-    const int32_t target = open.back();
-    open.pop_back();
-    for (const int32_t source : sources[size_t(target)]) add(source);
-  }
-  if (std::find(live.begin(), live.end(), 0) != live.end()) live_ = std::move(live);
+  if (!spread()) live_ = std::move(live);
 }
 
 }  // namespace sg

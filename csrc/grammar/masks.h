@@ -111,21 +111,33 @@ class MaskTable {
   std::vector<uint8_t> forced_bytes(int32_t state, int32_t limit) const;
 
  private:
+  // Of a state: the kinds of characters that all lead to one and the same state, where letters do; and how many
+  // characters of these kinds may follow, whichever: 255 is any number of them.
+  struct Text {
+    Kinds kinds : 42;
+    Kinds run : 8;
+  };
+  static constexpr int kEndless = 255;
+
   template <class F>
-  void walk(int32_t state, F&& found) const;
+  void walk(int32_t state, Kinds known, F&& found) const;
+  bool takes_all(uint32_t node, int32_t state) const;
   MaskRow derive(int32_t state) const;
   int32_t first_tokens(int32_t state) const;
   bool is_live(int32_t state) const { return live_.empty() || live_[size_t(state)] != 0; }
-  void find_absorbed();
-  bool spells_every_byte() const;
+  void find_texts();
+  int32_t after_letters(int32_t state) const;
+  Kinds kinds_to(int32_t state, int32_t target) const;
+  bool takes_multibyte(int32_t state, int32_t target) const;
+  bool is_token(uint8_t byte) const;
   void find_live();
 
   const std::shared_ptr<const TokenTrie> trie_;
   const Automaton automaton_;
   std::vector<int32_t> stop_ids_;  // ascending
   const std::shared_ptr<MaskCache> cache_;
-  std::vector<ByteGroups> absorbed_;  // per state, the groups whose bytes all lead back to it
-  std::vector<uint8_t> live_;         // per state, whether tokens lead to an end from it; empty: from all
+  std::vector<Text> texts_;    // per state
+  std::vector<uint8_t> live_;  // per state, whether tokens lead to an end from it; empty: from all
   // Per state what first_tokens found: not asked yet, none, one (its id, shifted), several.
   mutable std::vector<std::atomic<int32_t>> first_tokens_;
 };

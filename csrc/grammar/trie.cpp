@@ -8,35 +8,7 @@ namespace sg {
 namespace {
 
 constexpr uint32_t kNone = 0xffffffffu;
-constexpr size_t kMostPlain = 16;  // sets of groups whose tokens are kept; automata of text have one or two
-
-std::array<uint8_t, 256> make_groups() {
-  std::array<uint8_t, 256> group{};
-  uint8_t next = 4;
-  for (int b = 0; b < 256; ++b) {
-    uint8_t& g = group[size_t(b)];
-    if (b >= 'a' && b <= 'z') {
-      g = 0;
-    } else if (b >= 'A' && b <= 'Z') {
-      g = 1;
-    } else if (b >= '0' && b <= '9') {
-      g = 2;
-    } else if (b == ' ') {
-      g = 3;
-    } else if (b > ' ' && b < 0x7f) {
-      g = next++;  // each mark for itself: 32 of them
-    } else if (b == '\t' || b == '\n' || b == '\r') {
-      g = uint8_t(b == '\t' ? 36 : b == '\n' ? 37 : 38);
-    } else if (b < ' ' || b == 0x7f) {
-      g = 39;
-    } else if (b < 0xc0) {
-      g = uint8_t(b < 0x90 ? 40 : b < 0xa0 ? 41 : 42);
-    } else {
-      g = uint8_t(b < 0xe0 ? 43 : b < 0xf0 ? 44 : 45);
-    }
-  }
-  return group;
-}
+constexpr size_t kMostPlain = 16;  // sets of kinds whose tokens are kept; automata of text have one or two
 
 // Order of the bytes, of equal tokens the lower id first.
 struct Key {
@@ -62,10 +34,58 @@ std::vector<Key> sorted_keys(const std::vector<std::string_view>& tokens) {
 
 }  // namespace
 
-const std::array<uint8_t, 256>& byte_groups() {
-  static const std::array<uint8_t, 256> groups = make_groups();
-  return groups;
+int ascii_kind(uint8_t byte) {
+  if (byte >= 'a' && byte <= 'z') return 0;
+  if (byte >= 'A' && byte <= 'Z') return 1;
+  if (byte >= '0' && byte <= '9') return 2;
+  if (byte == '\t') return 3;
+  if (byte == '\n') return 4;
+  if (byte == '\r') return 5;
+  if (byte < ' ' || byte == 0x7f) return 6;
+  // Each mark for itself, the space among them.
+  if (byte < '0') return 7 + (byte - ' ');
+  if (byte < 'A') return 23 + (byte - ':');
+  if (byte < 'a') return 30 + (byte - '[');
+  return 36 + (byte - '{');
 }
+
+namespace utf8 {
+
+uint8_t next(uint8_t state, uint8_t byte) {
+  const auto in = [&](int low, int high, uint8_t then) { return byte >= low && byte <= high ? then : kInvalid; };
+  switch (state) {
+    case kBoundary:
+      if (byte < 0x80) return kBoundary;
+      if (byte == 0xc2) return 8;
+      if (byte >= 0xc3 && byte <= 0xdf) return 1;
+      if (byte == 0xe0) return 4;
+      if (byte == 0xed) return 5;
+      if (byte >= 0xe1 && byte <= 0xef) return 2;
+      if (byte == 0xf0) return 6;
+      if (byte == 0xf4) return 7;
+      return in(0xf1, 0xf3, 3);
+    case 1:  // one, two, three bytes are missing
+      return in(0x80, 0xbf, kBoundary);
+    case 2:
+      return in(0x80, 0xbf, 1);
+    case 3:
+      return in(0x80, 0xbf, 2);
+    case 4:  // after E0, ED, F0, F4: neither overlong, nor surrogates, nor beyond the last character
+      return in(0xa0, 0xbf, 1);
+    case 5:
+      return in(0x80, 0x9f, 1);
+    case 6:
+      return in(0x90, 0xbf, 2);
+    case 7:
+      return in(0x80, 0x8f, 2);
+    case 8:  // after C2
+      return in(0xa0, 0xbf, kBoundary);
+    default:
+      return kInvalid;
+  }
+}
+
+}  // namespace utf8
 
 TokenTrie::TokenTrie(const std::vector<std::string_view>& tokens) {
   offsets_.reserve(tokens.size() + 1);
@@ -76,7 +96,7 @@ TokenTrie::TokenTrie(const std::vector<std::string_view>& tokens) {
   }
   offsets_.push_back(uint32_t(text_.size()));
   root_.fill(kNone);
-  std::vector<uint32_t> open;  // the nodes from the root to the last one
+  std::vector<Open> open;  // the nodes from the root to the last one
   std::string_view last;
   for (const Key& key : sorted_keys(tokens)) {
     const std::string_view text = token(key.id);
@@ -92,45 +112,50 @@ TokenTrie::TokenTrie(const std::vector<std::string_view>& tokens) {
   nodes_.push_back({uint32_t(nodes_.size()), uint32_t(ids_.size()), 0, 0});
 }
 
-void TokenTrie::add_nodes(std::string_view token, size_t shared, std::vector<uint32_t>& open) {
+void TokenTrie::add_nodes(std::string_view token, size_t shared, std::vector<Open>& open) {
   for (size_t depth = shared; depth < token.size(); ++depth) {
-    const uint8_t byte = uint8_t(token[depth]);
+    const uint8_t byte = uint8_t(token[depth]), before = open.empty() ? utf8::kBoundary : open.back().utf8;
+    const uint8_t after = utf8::next(before, byte);
+    const bool is_ascii = before == utf8::kBoundary && byte < 0x80;
+    const int kind = after == utf8::kInvalid ? kBroken : is_ascii ? ascii_kind(byte) : kMultibyte;
     if (depth == 0) root_[byte] = uint32_t(nodes_.size());
-    open.push_back(uint32_t(nodes_.size()));
+    open.push_back({uint32_t(nodes_.size()), after});
     nodes_.push_back({0, uint32_t(ids_.size()), uint16_t(depth + 1), byte});
-    below_.push_back(0);
+    about_.push_back({0, 0, Kinds(kind), after == utf8::kBoundary});
   }
   max_depth_ = std::max(max_depth_, int32_t(token.size()));
 }
 
-void TokenTrie::close_nodes(std::vector<uint32_t>& open, size_t depth) {
+void TokenTrie::close_nodes(std::vector<Open>& open, size_t depth) {
   while (open.size() > depth) {
-    const uint32_t i = open.back();
+    const uint32_t i = open.back().node;
     open.pop_back();
     nodes_[i].skip = uint32_t(nodes_.size());
-    if (!open.empty()) below_[open.back()] |= below_[i] | group_bit(nodes_[i].byte);
+    if (open.empty()) continue;
+    About &own = about_[i], &above = about_[open.back().node];
+    above.below |= own.below | Kinds(1) << own.kind;
+    above.height = std::max<Kinds>(above.height, std::min<Kinds>(255, own.height + 1));
   }
 }
 
 int64_t TokenTrie::bytes() const {
-  return int64_t(nodes_.size() * (sizeof(Node) + sizeof(ByteGroups)) + 4 * (ids_.size() + offsets_.size()) +
-                 text_.size());
+  return int64_t(nodes_.size() * (sizeof(Node) + sizeof(About)) + 4 * (ids_.size() + offsets_.size()) + text_.size());
 }
 
-std::shared_ptr<const std::vector<uint32_t>> TokenTrie::plain_tokens(ByteGroups groups) const {
+std::shared_ptr<const std::vector<uint32_t>> TokenTrie::plain_tokens(Kinds kinds) const {
   const std::lock_guard<std::mutex> lock(plain_mutex_);
-  const auto known = plain_.find(groups);
+  const auto known = plain_.find(kinds);
   if (known != plain_.end()) return known->second;
   auto words = std::make_shared<std::vector<uint32_t>>(size_t(mask_words(vocab())));
   for (uint32_t i = 0; i < uint32_t(num_nodes());) {
-    const bool is_plain = group_bit(nodes_[i].byte) & groups;
+    const bool is_plain = kinds >> about_[i].kind & 1;
     const uint32_t next = is_plain ? i + 1 : nodes_[i].skip;
     const uint32_t end = is_plain ? nodes_[i + 1].first_id : nodes_[i].first_id;
     for (uint32_t k = nodes_[i].first_id; k < end; ++k) (*words)[size_t(ids_[k]) / 32] |= 1u << (ids_[k] % 32);
     i = next;
   }
   if (plain_.size() >= kMostPlain) plain_.clear();
-  plain_[groups] = words;
+  plain_[kinds] = words;
   return words;
 }
 

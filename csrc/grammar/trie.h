@@ -2,8 +2,8 @@
 // stretch of ids.
 //
 // Walking it with the state of an automaton per depth finds the tokens that the automaton allows; a byte that leads
-// nowhere skips a subtree. Within strings of JSON nearly everything is allowed, and a subtree of which all bytes leave
-// the state as it is need not be walked either: `below` tells which groups of bytes there are.
+// nowhere skips a subtree. Within text nearly everything is allowed, and a subtree need not be walked whose characters
+// are all of kinds that the automaton does not tell apart. So the kinds of characters in each subtree are known.
 #pragma once
 #include <array>
 #include <cstdint>
@@ -16,11 +16,19 @@
 
 namespace sg {
 
-// Bytes that automata of text seldom tell apart, as a bit for each group.
-using ByteGroups = uint64_t;
-constexpr int kByteGroups = 48;
-const std::array<uint8_t, 256>& byte_groups();
-inline ByteGroups group_bit(uint8_t byte) { return ByteGroups(1) << byte_groups()[byte]; }
+// Kinds of characters that automata of text seldom tell apart, a bit for each: letters, digits, each mark ...
+using Kinds = uint64_t;
+constexpr int kAsciiKinds = 40;
+constexpr int kMultibyte = 40;  // a character from U+00A0 on, or the beginning of one
+constexpr int kBroken = 41;     // bytes that are no UTF-8, or U+0080 to U+009F
+constexpr Kinds kAllKinds = (Kinds(1) << 42) - 1;
+int ascii_kind(uint8_t byte);  // byte < 0x80
+
+// UTF-8, one byte after the other, without U+0080 to U+009F.
+namespace utf8 {
+constexpr uint8_t kBoundary = 0, kInvalid = 9, kStates = 10;
+uint8_t next(uint8_t state, uint8_t byte);
+}  // namespace utf8
 
 // One bit for each id.
 inline int64_t mask_words(int32_t vocab) { return (int64_t(vocab) + 31) / 32; }
@@ -34,6 +42,14 @@ class TokenTrie {
     uint8_t byte;
   };
 
+  // What a subtree holds, as far as its bytes go on as UTF-8 from the root.
+  struct About {
+    Kinds below : 42;       // kinds of the characters below the node; it may stand within one itself
+    Kinds height : 8;       // bytes of the longest way down; 255 is 255 or more
+    Kinds kind : 8;         // of the character that its byte belongs to
+    Kinds is_boundary : 1;  // a character ends with its byte
+  };
+
   // tokens[id]; an empty one is never matched. Throws std::invalid_argument for one of more than 65,535 bytes.
   explicit TokenTrie(const std::vector<std::string_view>& tokens);
 
@@ -43,8 +59,7 @@ class TokenTrie {
   int64_t bytes() const;
 
   const Node& node(uint32_t i) const { return nodes_[i]; }
-  // Groups of bytes below the node, its own byte not among them.
-  ByteGroups below(uint32_t i) const { return below_[i]; }
+  const About& about(uint32_t i) const { return about_[i]; }
   // Ids of the node alone end where those of the next begin; ids of its subtree where those of nodes[skip] do.
   const int32_t* ids() const { return ids_.data(); }
   // The root's child with that byte, or 0xffffffff.
@@ -53,22 +68,27 @@ class TokenTrie {
     return std::string_view(text_).substr(offsets_[size_t(id)], offsets_[size_t(id) + 1] - offsets_[size_t(id)]);
   }
 
-  // The tokens all of whose bytes are in `groups`: [mask_words(vocab)] words. Kept for the few groups that there are.
-  std::shared_ptr<const std::vector<uint32_t>> plain_tokens(ByteGroups groups) const;
+  // The tokens whose characters are all of these kinds: [mask_words(vocab)] words. Kept for the few sets that there
+  // are.
+  std::shared_ptr<const std::vector<uint32_t>> plain_tokens(Kinds kinds) const;
 
  private:
-  void add_nodes(std::string_view token, size_t shared, std::vector<uint32_t>& open);
-  void close_nodes(std::vector<uint32_t>& open, size_t depth);
+  struct Open {
+    uint32_t node;
+    uint8_t utf8;  // state after its byte
+  };
+  void add_nodes(std::string_view token, size_t shared, std::vector<Open>& open);
+  void close_nodes(std::vector<Open>& open, size_t depth);
 
   std::string text_;  // of all tokens, by id
   std::vector<uint32_t> offsets_;
   std::vector<Node> nodes_;  // and one at the end
-  std::vector<ByteGroups> below_;
+  std::vector<About> about_;
   std::vector<int32_t> ids_;
   std::array<uint32_t, 256> root_;
   int32_t max_depth_ = 0;
   mutable std::mutex plain_mutex_;
-  mutable std::map<ByteGroups, std::shared_ptr<const std::vector<uint32_t>>> plain_;
+  mutable std::map<Kinds, std::shared_ptr<const std::vector<uint32_t>>> plain_;
 };
 
 }  // namespace sg

@@ -2,6 +2,129 @@
 
 from collections.abc import Sequence
 
+class TokenTrie:
+    """The tokens of a vocabulary as a trie of bytes."""
+
+    def __init__(self, tokens: list) -> None:
+        """tokens: bytes by id; b"" is never matched."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def num_nodes(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+
+class MaskCache:
+    """
+    Rows of any number of tables; those that were not used for longest go first.
+    """
+
+    def __init__(self, max_bytes: int) -> None: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def num_rows(self) -> int: ...
+
+class MaskTable:
+    """Which tokens an automaton over bytes allows in each of its states."""
+
+    def __init__(
+        self,
+        trie: TokenTrie,
+        classes: int,
+        transitions: int,
+        accepting: int,
+        num_states: int,
+        num_classes: int,
+        stop_ids: Sequence[int],
+        cache: MaskCache,
+    ) -> None:
+        """
+        classes uint8 [256], transitions int32 [num_states, num_classes] (-1: none), accepting uint8 [num_states];
+        state 0 is the start, and every state reaches an accepting one.
+        """
+
+    @property
+    def num_states(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def bytes(self) -> int:
+        """Of the table itself, its rows aside."""
+
+    @property
+    def is_spellable(self) -> bool:
+        """Whether the tokens can spell any whole output."""
+
+    def next_state(self, state: int, token: int) -> int | None:
+        """
+        The state after a token that is no stop id; None where it is not allowed.
+        """
+
+    def next_bytes(self, state: int, text: bytes) -> int | None: ...
+    def is_stop(self, token: int) -> bool: ...
+    def may_stop(self, state: int) -> bool: ...
+    def must_stop(self, state: int) -> bool: ...
+    def row_kind(self, state: int) -> str:
+        """ "forced" | "sparse" | "dense"; derives the row."""
+
+    def fill_row(self, state: int, words: int) -> None:
+        """The row as bits: uint32 [ceil(vocab_size / 32)]."""
+
+    def forced_run(self, state: int, limit: int) -> tuple[int, ...]:
+        """The tokens that follow without a choice."""
+
+    def forced_bytes(self, state: int, limit: int) -> bytes:
+        """The bytes that follow without a choice."""
+
+class GrammarSlots:
+    """
+    Where each running sequence is in its grammar; see csrc/grammar/slots.h.
+    """
+
+    def __init__(self, num_slots: int) -> None: ...
+    def begin(
+        self,
+        slot: int,
+        table: MaskTable,
+        num_prompt: int,
+        output: Sequence[int],
+        begins_after: Sequence[int] = [],
+        opens_with: Sequence[int] = [],
+        is_forced: bool = False,
+        repeats: bool = False,
+        held_ids: Sequence[int] = [],
+        wants_runs: bool = True,
+    ) -> bool:
+        """
+        A sequence takes the slot, with its output so far; False if that is not allowed, and then it has failed.
+        """
+
+    def drop(self, slot: int) -> None:
+        """A sequence without a grammar takes the slot."""
+
+    def propose(self, slot: int, position: int, ids: Sequence[int]) -> None:
+        """
+        Tokens to verify, the first at `position`; those that were taken before are passed over.
+        """
+
+    def take(
+        self, rows: int, num_rows: int, drawn: int, places: int, tokens: int, stride: int
+    ) -> tuple[list[tuple[int, tuple[int, ...], bool]], tuple[int, ...]]:
+        """
+        Take drawn int32 [num_rows] of SAMPLE_ROW rows; places int32 [num_rows] of each row's sequence in the plan,
+        or 0: row by row. Returns turns (place, forced ids, whether it ends) and the places that failed.
+        """
+
+    def fill(self, slot: int, position: int, words: int) -> bool:
+        """
+        What the token after `position` may be, as bits; False where it may be any, and nothing is written.
+        """
+
+    def num_known(self, slot: int) -> int:
+        """Output tokens that were taken or proposed."""
+
 class Memory:
     """Zeroed memory, aligned to 2 MiB; freed with the object."""
 
@@ -53,31 +176,31 @@ class StepArrays:
 
     def __init__(
         self,
-        arg0: int,
-        arg1: int,
-        arg2: int,
-        arg3: int,
-        arg4: int,
-        arg5: int,
-        arg6: int,
-        arg7: int,
-        arg8: int,
-        arg9: int,
-        arg10: int,
-        arg11: int,
-        arg12: int,
-        arg13: int,
-        arg14: int,
-        arg15: int,
-        arg16: int,
-        arg17: int,
-        arg18: int,
-        arg19: int,
-        arg20: int,
-        arg21: int,
-        arg22: int,
-        arg23: int,
-        /,
+        tokens: int,
+        tokens_stride: int,
+        page_tables: int,
+        page_table_stride: int,
+        num_slots: int,
+        slots: int,
+        starts: int,
+        counts: int,
+        num_seqs: int,
+        samples: int,
+        num_samples: int,
+        bias_ids: int,
+        bias_values: int,
+        ban_ids: int,
+        masks: int,
+        vocab: int,
+        token: int,
+        logprob: int,
+        rank: int,
+        top_ids: int,
+        top_logprobs: int,
+        top_width: int,
+        logits: int,
+        num_logits: int,
+        grammars: GrammarSlots | None = None,
     ) -> None: ...
 
 class Program:
@@ -219,6 +342,7 @@ def kernel_sample(
     top_ids: int,
     top_logprobs: int,
     top_width: int,
+    grammars: GrammarSlots | None = None,
 ) -> None:
     """
     Sample rows, whose logits are overwritten: StepInputs and StepOutputs in backends/base.py.

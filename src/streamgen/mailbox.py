@@ -15,7 +15,17 @@ import anyio
 from msgspec import Struct
 
 from streamgen import errors
-from streamgen.completion import Completion, Delta, FinishReason, Timings, TokenLogprob, Usage
+from streamgen.completion import (
+    Completion,
+    Delta,
+    FinishReason,
+    Part,
+    PartsLog,
+    Text,
+    Timings,
+    TokenLogprob,
+    Usage,
+)
 from streamgen.errors import StreamgenError
 
 if TYPE_CHECKING:
@@ -244,6 +254,8 @@ class Mailbox:
         self._ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []
         self._read = (0, 0, 0)  # how much of texts, ids, logprobs the reader has
+        self._taken_text = ""
+        self._parts: PartsLog | None = None
         self._is_open = False
         self._is_started = False
         self._is_paused = False
@@ -273,11 +285,25 @@ class Mailbox:
             self._is_started, self._cached_tokens = True, cached_tokens
             return self._notifier.take_waiters()
 
-    def put(self, text: str, ids: Sequence[int], logprobs: Sequence[TokenLogprob]) -> list[Waiter]:
-        """Add output."""
+    def put(
+        self,
+        text: str,
+        ids: Sequence[int],
+        logprobs: Sequence[TokenLogprob],
+        parts: Sequence[Part] = (),
+        num_reasoning: int = 0,
+    ) -> list[Waiter]:
+        """Add output.
+
+        parts   where they are told apart: all of it in order, with `text` among them
+        num_reasoning   tokens that were reasoning
+        """
         with self._notifier.lock:
             if self.end is not None:
                 return []  # closing gave it its terminal while a step was under way
+            if parts or num_reasoning:
+                self._parts = self._parts or PartsLog()
+                self._parts.put(parts, num_reasoning)
             if text:
                 self._texts.append(text)
             if ids:
@@ -363,12 +389,25 @@ class Mailbox:
             texts, ids, logprobs = self._read
             self._read = (len(self._texts), len(self._ids), len(self._logprobs))
             was_paused, self._is_paused = self._is_paused, False
+            text = self._taken_text = "".join(self._texts[texts:])
+            reasoning, tool_calls = ("", ()) if self._parts is None else self._parts.take()
             delta = Delta(
-                text="".join(self._texts[texts:]), ids=tuple(self._ids[ids:]), logprobs=tuple(self._logprobs[logprobs:])
+                text=text,
+                ids=tuple(self._ids[ids:]),
+                logprobs=tuple(self._logprobs[logprobs:]),
+                reasoning=reasoning,
+                tool_calls=tool_calls,
             )
         if was_paused:
             self._on_caught_up()
         return delta
+
+    def taken_parts(self) -> Sequence[Part]:
+        """What the last `take` took, in order, without ids. Call it where `take` was called."""
+        with self._notifier.lock:
+            if self._parts is not None:
+                return self._parts.taken()
+            return (Text(text=self._taken_text),) if self._taken_text else ()
 
     def completion(self) -> Completion[Any]:
         """What there is, whole or partial."""
@@ -378,6 +417,8 @@ class Mailbox:
                 id=self.request_id,
                 text="".join(self._texts),
                 ids=tuple(self._ids),
+                reasoning="" if self._parts is None else self._parts.reasoning(),
+                tool_calls=() if self._parts is None else self._parts.tool_calls(),
                 finish_reason=None if end is None else end.finish_reason,
                 stop=None if end is None else end.stop,
                 usage=self.usage,
@@ -393,6 +434,7 @@ class Mailbox:
             prompt_tokens=len(self._prompt_ids),
             cached_tokens=self._cached_tokens,
             completion_tokens=len(self._ids),
+            reasoning_tokens=0 if self._parts is None else self._parts.num_reasoning,
         )
 
     @property
@@ -422,7 +464,9 @@ class Mailbox:
 
     def _has_unread(self) -> bool:
         texts, ids, logprobs = self._read
-        return texts < len(self._texts) or ids < len(self._ids) or logprobs < len(self._logprobs)
+        if texts < len(self._texts) or ids < len(self._ids) or logprobs < len(self._logprobs):
+            return True
+        return self._parts is not None and self._parts.has_unread
 
     def _has_output(self) -> bool:
         return self.end is not None or self._has_unread()

@@ -219,7 +219,8 @@ class StepPlan(Message, frozen=True, kw_only=True):
               plans of that generation with StepFailed(kind="skipped"), and goes on with the next generation
 
     The executor holds the ids of each slot: a row's id is `tokens[slot, position]`. A row that samples writes its token
-    at `tokens[slot, position + 1]` when it is the sequence's only sampling row, so that the next plan need not know it.
+    at `tokens[slot, position + 1]`, so that the next plan need not know it; of rows that verify drafts, the one after
+    the last draft that came true does.
     """
 
     step: int
@@ -262,11 +263,13 @@ class Turn(Struct, frozen=True, array_like=True):
     forced   ids that follow without a choice; the executor has written them, and counts on them as the next ids.
              Never for a sequence that wants log-probabilities
     ends     after those, the output is complete and nothing can follow
+    likely   ids that probably follow: the text after this is forced, though not how it is cut into tokens
     """
 
     index: int
     forced: tuple[int, ...] = ()
     ends: bool = False
+    likely: tuple[int, ...] = ()
 
 
 class StepDone(Message, frozen=True, kw_only=True):

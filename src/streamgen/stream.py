@@ -7,12 +7,13 @@ is the `Stream` alone; when it goes, the request is cancelled.
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from collections import deque
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
 import anyio
 
-from streamgen.completion import Completion, Delta, Event, Finished, Started, Text
-from streamgen.errors import NotSupported
+from streamgen.completion import Completion, Delta, Event, Finished, Started
+from streamgen.values import AsyncValues, FieldFeed, ItemFeed, Outcome, PartialFeed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
+I = TypeVar("I")  # noqa: E741  # an item
 
 
 class StreamBase(Generic[T]):
@@ -31,6 +33,8 @@ class StreamBase(Generic[T]):
         self._owner = owner  # an engine that nobody refers to is closed; its streams refer to it
         self._submission = submission
         self._mailbox = submission.mailboxes[0]
+        self._outcome = Outcome(submission.output)
+        self._num_taken = 0  # characters, by whoever reads
         self.id = submission.id
 
     def cancel(self) -> None:
@@ -39,8 +43,11 @@ class StreamBase(Generic[T]):
 
     @property
     def result(self) -> Completion[T]:
-        """What there is so far; whole once the stream has ended, however it ended."""
-        return self._mailbox.completion()
+        """What there is so far; whole once the stream has ended, however it ended.
+
+        `parsed` is there once the output is whole, if it validates.
+        """
+        return self._outcome.fill(self._mailbox.completion())
 
     def __repr__(self) -> str:
         end = self._mailbox.end
@@ -63,6 +70,8 @@ class StreamBase(Generic[T]):
         delta = self._mailbox.take()
         if delta is None:
             self._mailbox.raise_error()
+        else:
+            self._num_taken += len(delta.text)
         return delta
 
     def _started(self) -> Started:
@@ -120,32 +129,56 @@ class Stream(StreamBase[T]):
         return _Texts(self)
 
     def events(self) -> AsyncIterator[Event]:
-        """`Started`, `Text` ..., `Finished`."""
+        """`Started`, then `Text`, `Reasoning`, `ToolDelta`, `ToolCall` as they come, `Finished`."""
         return _Events(self)
 
     async def final(self) -> Completion[T]:
         """Wait for the end and return the whole. It takes nothing from an iterator.
 
         Raises:
-            DeadlineExceeded, GenerationError, EngineFailed: with what there is as `partial`.
+            DeadlineExceeded, GenerationError, EngineFailed: with what there is as `partial`. With `output=` also
+            IncompleteOutput, when it was cut, and OutputInvalid, when it does not validate.
         """
         self._submission.submit()
         self._mailbox.collect()
         await self._mailbox.wait_end()
         self._mailbox.raise_error()
-        return self.result
+        return self._outcome.check(self._mailbox.completion())
 
     def partials(self) -> AsyncIterator[Any]:
-        """The value so far, as it grows: with structured output, in a later version."""
-        raise NotSupported("partials: structured output is not available in this version", param="partials")
+        """The value so far, as it grows: plain dicts, lists and scalars, whatever the type; each complete in itself.
 
+        Members and elements are there once they have begun, numbers and literals once they are complete, and so are
+        strings that are no free text (an enum's, a date's); free text grows. The last one is the whole value; the typed
+        one is `result.parsed`. Partials share what no longer changes: read them, and copy what is to be changed.
+
+        Raises:
+            InvalidRequest: there is no `output=`, or it is no JSON. While it is read, after the last value: as `final`.
+        """
+        return AsyncValues(self, PartialFeed(self._submission.output))
+
+    @overload
+    def items(
+        self: Stream[list[I]] | Stream[set[I]] | Stream[frozenset[I]] | Stream[tuple[I, ...]],
+    ) -> AsyncIterator[I]: ...
+    @overload
+    def items(self) -> AsyncIterator[Any]: ...
     def items(self) -> AsyncIterator[Any]:
-        """Elements as they close: with structured output, in a later version."""
-        raise NotSupported("items: structured output is not available in this version", param="items")
+        """The elements of an output like `list[Line]`, each validated the moment it closes.
+
+        Raises:
+            InvalidRequest: there is no `output=`, or it is no array of one type. While it is read: OutputInvalid for an
+            element that does not validate; after the last one: as `final`.
+        """
+        return AsyncValues(self, ItemFeed(self._submission.output))
 
     def fields(self) -> AsyncIterator[tuple[str, Any]]:
-        """Fields as they complete: with structured output, in a later version."""
-        raise NotSupported("fields: structured output is not available in this version", param="fields")
+        """(JSON pointer, value) of each member of an object, at any depth, as it completes; plain values, inner first.
+
+        Raises:
+            InvalidRequest: there is no `output=`, or it is no JSON. While it is read, after the last value: as `final`.
+        """
+        return AsyncValues(self, FieldFeed(self._submission.output))
 
     async def _wait_started(self) -> Started | None:
         self._submission.submit()
@@ -174,9 +207,9 @@ class _Events:
 
     def __init__(self, stream: Stream[Any]) -> None:
         self._stream = stream
-        self._texts = _Texts(stream)
         self._is_started = False
         self._is_finished = False
+        self._waiting: deque[Event] = deque()  # read already, in order
 
     def __aiter__(self) -> AsyncIterator[Event]:
         return self
@@ -187,10 +220,17 @@ class _Events:
             started = await self._stream._wait_started()
             if started is not None:
                 return started
-        if self._is_finished:
-            raise StopAsyncIteration
+        while not self._waiting:
+            if self._is_finished:
+                raise StopAsyncIteration
+            await self._read()
+        return self._waiting.popleft()
+
+    async def _read(self) -> None:
         try:
-            return Text(text=await self._texts.__anext__())
+            await self._stream.__anext__()
         except StopAsyncIteration:
             self._is_finished = True
-            return Finished(completion=self._stream.result)
+            self._waiting.append(Finished(completion=self._stream.result))
+        else:
+            self._waiting.extend(self._stream._mailbox.taken_parts())

@@ -19,9 +19,9 @@ from streamgen.engine_base import (
     scored,
     wants_logprobs,
 )
-from streamgen.errors import NotSupported
 from streamgen.stream import StreamBase
 from streamgen.sync_mapping import ResultStream
+from streamgen.values import FieldFeed, ItemFeed, PartialFeed, Values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["Engine", "Stream"]
 
 T = TypeVar("T")
+I = TypeVar("I")  # noqa: E741  # an item
 
 
 class Stream(StreamBase[T]):
@@ -96,19 +97,23 @@ class Stream(StreamBase[T]):
         self._mailbox.collect()
         self._mailbox.wait_end_blocking()
         self._mailbox.raise_error()
-        return self.result
+        return self._outcome.check(self._mailbox.completion())
 
     def partials(self) -> Iterator[Any]:
-        """The value so far, as it grows: with structured output, in a later version."""
-        raise NotSupported("partials: structured output is not available in this version", param="partials")
+        """The value so far, as it grows. What it holds, and what is raised, as its async namesake."""
+        return Values(self, PartialFeed(self._submission.output))
 
+    @overload
+    def items(self: Stream[list[I]] | Stream[set[I]] | Stream[frozenset[I]] | Stream[tuple[I, ...]]) -> Iterator[I]: ...
+    @overload
+    def items(self) -> Iterator[Any]: ...
     def items(self) -> Iterator[Any]:
-        """Elements as they close: with structured output, in a later version."""
-        raise NotSupported("items: structured output is not available in this version", param="items")
+        """The elements of an output like `list[Line]`, each validated the moment it closes; as its async namesake."""
+        return Values(self, ItemFeed(self._submission.output))
 
     def fields(self) -> Iterator[tuple[str, Any]]:
-        """Fields as they complete: with structured output, in a later version."""
-        raise NotSupported("fields: structured output is not available in this version", param="fields")
+        """(JSON pointer, value) of each member of an object as it completes. As its async namesake."""
+        return Values(self, FieldFeed(self._submission.output))
 
 
 class Engine(EngineBase):

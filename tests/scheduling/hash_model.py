@@ -21,16 +21,19 @@ def next_state(previous: int, token: int, position: int) -> int:
     return hash((previous, token, position)) & 0xFFFFFFFF
 
 
-def forcing(period: int, run: int, *, end: int | None = None) -> GrammarUse:
-    """A grammar in which the last `run` of every `period` output tokens are forced, and which ends after `end`."""
-    return GrammarUse(key=f"{period} {run} {end or 0}")
+def forcing(period: int, run: int, *, end: int | None = None, guess: int = 0) -> GrammarUse:
+    """A grammar in which the last `run` of every `period` output tokens are forced, and which ends after `end`.
+
+    guess   how many tokens it says are likely, whenever there is a choice; a part of them never comes
+    """
+    return GrammarUse(key=f"{period} {run} {end or 0} {guess}")
 
 
 class Forcing:
     """What the key of such a grammar says."""
 
     def __init__(self, use: GrammarUse) -> None:
-        self.period, self.run, self.end = (int(word) for word in use.key.split())
+        self.period, self.run, self.end, self.guess = (int(word) for word in use.key.split())
 
     def forced(self, index: int) -> int | None:
         """The only token that may stand there in the output; None where there is a choice."""
@@ -41,15 +44,21 @@ class Forcing:
         tokens: list[int] = []
         while (token := self.forced(length + len(tokens))) is not None and length + len(tokens) != self.end:
             tokens.append(token)
-        return Turn(i, tuple(tokens), length + len(tokens) == self.end)
+        ends = length + len(tokens) == self.end
+        first = length + len(tokens)
+        guessed = tuple((first + k) % 3 for k in range(self.guess))
+        return Turn(i, tuple(tokens), ends, () if ends else guessed)
 
 
 def draw(states: list[int], *, begin: Begin, position: int) -> int:
     """The token after the row at `position`; ids that may not be drawn yet are drawn again."""
     if begin.grammar is not None:
-        forced = Forcing(begin.grammar).forced(position + 1 - begin.num_prompt)
+        grammar, index = Forcing(begin.grammar), position + 1 - begin.num_prompt
+        forced = grammar.forced(index)
         if forced is not None:
             return forced
+        if grammar.guess and hash((states[-1], position)) % 3:
+            return index % 3  # as is guessed
     banned = begin.stop_ids if position + 1 < begin.min_length else ()
     attempt = 0
     while True:
@@ -101,16 +110,20 @@ class HashModel:
         slot, begin = plan.slots[i], self._begins[plan.slots[i]]
         if begin is None or begin.grammar is None:
             return None
-        samples = plan.samples[i]
-        start = plan.starts[i] + plan.counts[i] - samples + 1
-        drafts = plan.drafts[i][-(samples - 1) :] if samples > 1 else ()
-        end = start + min(count_agreeing(drafts, tokens) + 1, len(tokens))
+        start = plan.starts[i] + plan.counts[i] - plan.samples[i] + 1
+        end = start + self._count_kept(plan, i, tokens)
         if end <= self._lengths[slot] or any(token in begin.stop_ids for token in tokens[: end - start]):
             return None
         turn = Forcing(begin.grammar).turn(i, end - begin.num_prompt)
         self._tokens[slot][end : end + len(turn.forced)] = turn.forced
         self._lengths[slot] = end + len(turn.forced)
-        return turn if turn.forced or turn.ends else None
+        return turn if turn.forced or turn.ends or turn.likely else None
+
+    def _count_kept(self, plan: StepPlan, i: int, tokens: tuple[int, ...]) -> int:
+        """How many of the sampled tokens are the next ones: those that drafts agree with, and one more."""
+        samples = plan.samples[i]
+        drafts = plan.drafts[i][1 - samples :] if samples > 1 else ()
+        return min(count_agreeing(drafts, tokens) + 1, len(tokens))
 
     def fail(self, plan: StepPlan, dead_pages: tuple[int, ...], *, is_lost: bool) -> None:
         """Stop in the middle of a plan: what it would have written is garbage; if `is_lost`, everything is."""
@@ -159,8 +172,9 @@ class HashModel:
         if samples > 1 and begin.grammar is not None and Forcing(begin.grammar).end:
             # Nothing counts that was drafted after the end.
             tokens = tokens[: max(0, begin.num_prompt + Forcing(begin.grammar).end - rows.start - 1)]
-        if samples == 1:
-            self._tokens[slot][end] = tokens[0]
+        if tokens:
+            kept = self._count_kept(plan, i, tokens)
+            self._tokens[slot][end - samples + kept] = tokens[kept - 1]
         logprobs: tuple[TokenLogprobs, ...] = ()
         if begin.sampling.logprobs is not None:
             logprobs = tuple(logprobs_of(states[p], t) for p, t in zip(rows, tokens, strict=False))

@@ -22,9 +22,9 @@ def test_right_drafts_are_verified_in_one_step() -> None:
     assert first.drafts == (tuple(output[1:4]),)
     assert harness.plan() is None
     harness.complete()
-    second = planned(harness)  # the bonus token is not in the executor: it comes as the first draft
-    assert (second.starts, second.counts, second.samples) == ((8,), (5,), (4,))
-    assert second.drafts == (tuple(output[4:8]),)
+    second = planned(harness)  # the executor knows the token after the last draft that came true
+    assert (second.starts, second.counts, second.samples) == ((9,), (4,), (4,))
+    assert second.drafts == (tuple(output[5:8]),)
     harness.complete()
     assert len(harness.outcomes[1, 0].ids) == 9
     stats = harness.scheduler.stats()
@@ -51,14 +51,14 @@ class OnceDrafter:
         return (0, 0) if sequence.num_outputs == 1 else ()
 
 
-def test_a_correction_costs_one_row_once() -> None:
+def test_a_correction_costs_no_row() -> None:
     harness = make_harness(drafter=OnceDrafter())
     harness.admit(make_request(1, prompt_of(5), max_tokens=6))
     counts = []
     while (plan := harness.plan()) is not None:
         counts.append(plan.counts[0])
         harness.complete()
-    assert counts == [5, 3, 2, 1, 1, 1]
+    assert counts == [5, 3, 1, 1, 1, 1]
     harness.run()
 
 

@@ -58,6 +58,24 @@ def test_max_tokens_cuts_a_run() -> None:
     assert harness.outcomes[1, 0].finish == "length"
 
 
+def test_what_is_likely_is_drafted_behind_a_row_that_is_under_way() -> None:
+    harness = make_harness()
+    harness.admit(make_request(1, prompt_of(5), max_tokens=12, grammar=forcing(50, 0, guess=4)))
+    output = solo_output(harness.requests[1], 0, 12)
+    planned(harness)
+    planned(harness)
+    harness.complete()
+    second = planned(harness)  # behind the row of the first token, which may bring what was guessed
+    assert (second.starts, second.counts, second.samples) == ((6,), (4,), (4,))
+    assert second.drafts == ((2, 0, 1),)
+    assert harness.plan() is None
+    harness.complete()
+    harness.complete()
+    assert harness.outcomes[1, 0].ids == output[: len(harness.outcomes[1, 0].ids)]
+    harness.run(depth=2)
+    assert harness.scheduler.stats().accepted_tokens > 0
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_any_mix_gives_what_each_gives_alone(seed: int) -> None:
     rng = random.Random(seed)
@@ -76,7 +94,8 @@ def test_any_mix_gives_what_each_gives_alone(seed: int) -> None:
 
 def _random_request(rng: random.Random, request_id: int) -> Admit:
     period = rng.randint(2, 8)
-    grammar = forcing(period, rng.randint(0, min(period - 1, 5)), end=rng.choice([None, rng.randint(1, 18)]))
+    end, guess = rng.choice([None, rng.randint(1, 18)]), rng.choice([0, 0, 2, 5])
+    grammar = forcing(period, rng.randint(0, min(period - 1, 5)), end=end, guess=guess)
     return make_request(
         request_id,
         prompt_of(rng.randint(1, 12), rng.randint(0, 30)),

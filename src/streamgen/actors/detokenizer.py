@@ -1,5 +1,7 @@
 """Detokenizer: turns ids into exact text, finds stop strings, and puts deltas where the host reads them.
 
+Where a request's output has parts (reasoning, calls of tools), `text.parts` tells them apart on the way.
+
 `Detokenizer` is the synchronous core, driven by tests without a loop; `DetokenizerActor` is its shell. A request has
 one mailbox per sequence; when the last of them has its terminal, the request is over and its route is closed.
 
@@ -10,11 +12,16 @@ pages being free: a stop string, a reader too slow or an error in here first tel
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import string
+from functools import partial
 from typing import TYPE_CHECKING, Protocol, assert_never
 
+from msgspec import structs
+
 from streamgen.actors.actor import Actor
-from streamgen.completion import FinishReason, TokenLogprob, TopLogprob
+from streamgen.completion import FinishReason, Text, TokenLogprob, TopLogprob
 from streamgen.mailbox import End, Mailbox, Wakes
 from streamgen.messages import (
     Advance,
@@ -34,10 +41,14 @@ from streamgen.text.stops import StopMatcher
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from streamgen.text.parts import OutputFormats, PartsDecoder
     from streamgen.text.tokenizer import Tokenizer
 
 
 logger = logging.getLogger(__name__)
+
+CALL_ID_LENGTH = 9
+_LETTERS = string.ascii_letters + string.digits
 
 SLOW_TOKENS = 128  # unread tokens at which a reader is slow, for those who asked for "pause" or "cancel"
 
@@ -55,14 +66,17 @@ class Routes(Protocol):
 
 
 class _Sequence:
-    """What one stream of tokens needs to become text."""
+    """What one stream of tokens needs to become text. With `parts`, that has decoder and stops."""
 
-    __slots__ = ("decoder", "ending", "is_over", "mailbox", "scores", "stops")
+    __slots__ = ("decoder", "ending", "is_over", "mailbox", "parts", "scores", "stops")
 
-    def __init__(self, mailbox: Mailbox, decoder: TextDecoder, stops: StopMatcher | None) -> None:
+    def __init__(
+        self, mailbox: Mailbox, decoder: TextDecoder, stops: StopMatcher | None, parts: PartsDecoder | None
+    ) -> None:
         self.mailbox = mailbox
         self.decoder = decoder
         self.stops = stops
+        self.parts = parts
         self.scores: list[TokenLogprobs] = []
         self.ending: End | None = None  # its terminal, once the scheduler has answered
         self.is_over = False
@@ -82,11 +96,21 @@ class _Request:
 class Detokenizer:
     """Owns the text state of every open request.
 
+    formats   how the model marks parts of its outputs; wanted where an `Open` has parts
+
     After a turn, `wakes` holds the readers to wake and `take_words` what the scheduler has to be told.
     """
 
-    def __init__(self, tokenizer: Tokenizer, routes: Routes, *, slow_tokens: int = SLOW_TOKENS) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        routes: Routes,
+        *,
+        formats: OutputFormats | None = None,
+        slow_tokens: int = SLOW_TOKENS,
+    ) -> None:
         self._tokenizer = tokenizer
+        self._formats = formats
         self._routes = routes
         self._slow_tokens = slow_tokens
         self._requests: dict[int, _Request] = {}
@@ -98,14 +122,9 @@ class Detokenizer:
         mailboxes = self._routes.mailboxes(message.request_id)
         if mailboxes is None:
             return
-        sampling = message.sampling
-        at_start = message.prompt_ids in ((), (self._tokenizer.bos_id,))
-        sequences = tuple(
-            _Sequence(mailbox, TextDecoder(self._tokenizer, at_start=at_start), _new_matcher(message))
-            for mailbox in mailboxes
-        )
+        sequences = tuple(self._new_sequence(message, mailbox, i) for i, mailbox in enumerate(mailboxes))
         self._requests[message.request_id] = _Request(message, sequences)
-        wants_logprobs = sampling.logprobs is not None
+        wants_logprobs = message.sampling.logprobs is not None
         for mailbox in mailboxes:
             self.wakes.add(mailbox.open(prompt_ids=message.prompt_ids, wants_logprobs=wants_logprobs))
 
@@ -130,6 +149,16 @@ class Detokenizer:
 
     # ---- one sequence ----
 
+    def _new_sequence(self, message: Open, mailbox: Mailbox, index: int) -> _Sequence:
+        at_start = message.prompt_ids in ((), (self._tokenizer.bos_id,))
+        decoder = TextDecoder(self._tokenizer, at_start=at_start)
+        stops = _new_matcher(message)
+        if message.parts is None or self._formats is None:
+            return _Sequence(mailbox, decoder, stops, None)
+        name_call = partial(_call_id, mailbox.request_id, index)
+        parts = self._formats.split(message.parts, decoder=decoder, stops=stops, name_call=name_call)
+        return _Sequence(mailbox, decoder, stops, parts)
+
     def _advance_guarded(self, request: _Request, sequence: _Sequence, entry: Progress) -> None:
         """An error while one request's output is decoded ends that request alone."""
         try:
@@ -152,19 +181,22 @@ class Detokenizer:
     def _advance_one(self, request: _Request, sequence: _Sequence, entry: Progress) -> None:
         mailbox = sequence.mailbox
         # The first entry of a sequence that never ran tells of its end; that is no start.
-        if entry.cached_tokens is not None and entry.finish in (None, "stop", "length"):
+        if entry.cached_tokens is not None and entry.finish in (None, "stop", "complete", "length"):
             self.wakes.add(mailbox.start(cached_tokens=entry.cached_tokens))
         sequence.scores.extend(entry.scores)
-        text, used, stop = self._decode(request, sequence, entry)
-        if used or text:
-            ids = entry.ids[:used]
-            self.wakes.add(mailbox.put(text, ids, self._describe(ids, entry.logprobs) if entry.logprobs else ()))
+        if sequence.parts is None:
+            text, used, stop = self._decode(request, sequence, entry)
+            if used or text:
+                ids = entry.ids[:used]
+                self.wakes.add(mailbox.put(text, ids, self._describe(ids, entry.logprobs) if entry.logprobs else ()))
+        else:
+            stop = self._put_parts(request, sequence.parts, mailbox, entry)
         if stop is not None:
-            sequence.ending = End(finish_reason="stop", stop=stop)
+            sequence.ending = _with_calls(End(finish_reason="stop", stop=stop), sequence)
             if entry.finish is None:
                 self._words.append(StopFound(request_id=entry.request_id, index=entry.index))
         elif entry.finish is not None:
-            sequence.ending = _finish_end(entry)
+            sequence.ending = _with_calls(_finish_end(entry), sequence)
         elif request.open.on_slow != "coalesce" and mailbox.pause(self._slow_tokens):
             self._slow_down(request, entry)
 
@@ -177,13 +209,22 @@ class Detokenizer:
     def _decode(self, request: _Request, sequence: _Sequence, entry: Progress) -> tuple[str, int, str | None]:
         """(text to emit, how many of the ids belong to the output, the stop string that is complete)."""
         ids = entry.ids
-        is_stopped = entry.finish == "stop" and len(ids) > 0
-        # The text of a stop id stays out unless asked for; the id itself is part of the output.
-        shown = ids[:-1] if is_stopped and not request.open.sampling.include_stop else ids
+        shown = _shown_ids(request, entry)
         if sequence.stops is None:
             text = sequence.decoder.feed(shown)
             return (text + sequence.decoder.finish() if entry.finish is not None else text), len(ids), None
         return _decode_until_stop(sequence.decoder, sequence.stops, shown, ids, is_last=entry.finish is not None)
+
+    def _put_parts(self, request: _Request, parts: PartsDecoder, mailbox: Mailbox, entry: Progress) -> str | None:
+        """Hand out what an entry brings to an output with parts; the stop string that is complete."""
+        is_last = entry.finish is not None
+        decoded = parts.feed(_shown_ids(request, entry), num_ids=len(entry.ids), is_last=is_last)
+        ids = entry.ids[: decoded.num_used]
+        if ids or decoded.parts:
+            text = "".join([part.text for part in decoded.parts if isinstance(part, Text)])
+            logprobs = self._describe(ids, entry.logprobs) if entry.logprobs else ()
+            self.wakes.add(mailbox.put(text, ids, logprobs, decoded.parts, decoded.num_reasoning))
+        return decoded.stop
 
     def _end(self, request: _Request, sequence: _Sequence, end: End) -> None:
         sequence.is_over = True
@@ -263,6 +304,28 @@ def _new_matcher(message: Open) -> StopMatcher | None:
     return StopMatcher(sampling.stop, include_stop=sampling.include_stop) if sampling.stop else None
 
 
+def _shown_ids(request: _Request, entry: Progress) -> tuple[int, ...]:
+    """The text of a stop id stays out unless asked for; the id itself is part of the output."""
+    is_stopped = entry.finish == "stop" and len(entry.ids) > 0
+    return entry.ids[:-1] if is_stopped and not request.open.sampling.include_stop else entry.ids
+
+
+def _with_calls(end: End, sequence: _Sequence) -> End:
+    """The end of an output that is whole and has calls: the model waits for their results."""
+    has_calls = sequence.parts is not None and sequence.parts.has_calls
+    return structs.replace(end, finish_reason="tool_calls") if has_calls and end.finish_reason == "stop" else end
+
+
+def _call_id(request_id: str, index: int, call: int) -> str:
+    """A name for a call, the same whenever the request is. Some templates want nine letters or digits."""
+    digest = int.from_bytes(hashlib.sha256(f"{request_id}/{index}/{call}".encode()).digest(), "big")
+    letters = []
+    for _ in range(CALL_ID_LENGTH):
+        digest, letter = divmod(digest, len(_LETTERS))
+        letters.append(_LETTERS[letter])
+    return "".join(letters)
+
+
 def _decode_until_stop(
     decoder: TextDecoder, stops: StopMatcher, shown: tuple[int, ...], ids: tuple[int, ...], *, is_last: bool
 ) -> tuple[str, int, str | None]:
@@ -284,6 +347,7 @@ def _decode_until_stop(
 
 # A finish -> (finish_reason, an error's code, its message where the scheduler has none)
 _FINISHES: dict[str, tuple[FinishReason, str | None, str]] = {
+    "complete": ("stop", None, ""),
     "length": ("length", None, ""),
     "cancelled": ("cancelled", None, ""),
     "deadline": ("deadline", "deadline_exceeded", "the request's timeout passed"),

@@ -100,9 +100,14 @@ class OutputSpec(Generic[T_co]):
     def _plan(self) -> OutputPlan:
         raise NotImplementedError
 
-    def _type(self) -> T_co:
-        """Never called: it ties the parameter to the class."""
-        raise NotImplementedError
+    def parse(self, text: str) -> T_co:
+        """What an output means.
+
+        Raises:
+            OutputInvalid: it is not one.
+        """
+        value: T_co = self._plan().parse(text)
+        return value
 
 
 @dataclass(frozen=True, init=False)
@@ -202,7 +207,7 @@ class JsonSchema(OutputSpec[Any]):
 class Grammar(OutputSpec[str]):
     """Text that is derived from a grammar.
 
-    text        "gbnf", as llama.cpp writes it, from `root ::= ...`; or "lark", as llguidance reads it, from `start: ...`
+    text        "gbnf", as llama.cpp writes it: `root ::= ...`; or "lark", as llguidance reads it: `start: ...`
     syntax      which of them; None: the one that it looks like
     is_trusted  False compiles it apart from the engine, with limits on time and memory: for grammars of strangers
     """
@@ -285,10 +290,9 @@ def _element_of(tp: Any) -> tuple[object] | None:
         return (args[0],) if len(args) == 2 and args[1] is Ellipsis else None if args else (Any,)
     if origin in _LISTS:
         return (args[0],) if args else (Any,)
-    root = (
-        getattr(origin, "model_fields", {}).get("root") if getattr(origin, "__pydantic_root_model__", False) else None
-    )
-    return None if root is None else _element_of(root.annotation)
+    if getattr(origin, "__pydantic_root_model__", False):
+        return _element_of(origin.model_fields["root"].annotation)
+    return None
 
 
 def _unwrap(tp: Any) -> Any:
@@ -361,21 +365,24 @@ def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 
 def _schema_text(schema: object) -> str:
-    if isinstance(schema, str):
-        _check_text("JsonSchema", schema)
-        try:
-            schema, text = json.loads(schema), schema
-        except (ValueError, RecursionError) as error:
-            raise SchemaError(f"JsonSchema: expected JSON text: {_said(error)}") from error
-    elif isinstance(schema, Mapping | bool):
-        text = as_text(dict(schema) if isinstance(schema, Mapping) else schema)  # type: ignore[arg-type]  # it is JSON
+    text = schema if isinstance(schema, str) else None
+    if text is not None:
+        _check_text("JsonSchema", text)
+        schema = _load(text)
     if not isinstance(schema, Mapping | bool):
         raise SchemaError(f"JsonSchema: expected an object or a boolean, got {type(schema).__name__}")
-    return text
+    if text is not None:
+        return text
+    return as_text(schema if isinstance(schema, bool) else dict(schema))
 
 
-def _said(error: Exception) -> str:
-    return str(error) if isinstance(error, json.JSONDecodeError) else type(error).__name__
+def _load(text: str) -> object:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise SchemaError(f"JsonSchema: expected JSON text: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise SchemaError(f"JsonSchema: expected JSON text: {type(error).__name__}") from error
 
 
 def _guess_syntax(text: str) -> str:

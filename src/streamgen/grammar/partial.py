@@ -176,11 +176,14 @@ class JsonReader:
 
     def _read_first_element(self, text: str, position: int) -> int:
         position = _skip_space(text, position)
-        if position < len(text) and text[position] == "]":
+        if position == len(text):
+            return position
+        if text[position] == "]":
             self._close()
             return position + 1
         self._shape = self._shapes[-1].element(0)
-        return self._go_to(self._read_value, position)
+        self._step = self._read_value
+        return position
 
     def _read_after(self, text: str, position: int) -> int:
         """What follows a value: a comma, the end of what it is in, or nothing."""
@@ -243,10 +246,6 @@ class JsonReader:
         return position
 
     # ---- what steps do ----
-
-    def _go_to(self, step: Callable[[str, int], int], position: int) -> int:
-        self._step = step
-        return position
 
     def _begin(self, step: Callable[[str, int], int]) -> None:
         self._pieces, self._length = [], 0

@@ -1,13 +1,13 @@
 """Types that pydantic reads: their schema, made such that what it lets a model write validates. Imported when needed.
 
-pydantic's own schemas describe a value loosely where JSON schema has no word for it: a Decimal is any string or number, a
-`dict[int, ...]` has any keys, and a naive datetime has the format of one with an offset. Those parts are made anew.
+pydantic's own schemas describe a value loosely where JSON schema has no word for it: a Decimal is any string or number,
+a `dict[int, ...]` has any keys, and a naive datetime has the format of one with an offset. Those parts are made anew.
 What a validator function checks, no schema tells: it runs when the value is whole.
 """
 
 from __future__ import annotations
 
-import re
+import typing
 from typing import TYPE_CHECKING, Any
 
 import pydantic
@@ -46,23 +46,24 @@ _NAMED = ("properties", "patternProperties", "$defs")  # name -> schema
 
 
 class PydanticReader:
-    """Reads a type through a `TypeAdapter`.
+    """Reads a type through a `TypeAdapter`. `prefix`: of the names of its definitions, where others stand beside them.
 
     Raises:
         SchemaError: pydantic does not take the type, or it has no JSON schema.
     """
 
-    def __init__(self, tp: Any) -> None:
+    def __init__(self, tp: Any, *, prefix: str = "") -> None:
         try:
             self._adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(tp)
-            template = f"#/$defs/{re.sub('[~/]', '.', name_of(tp))}.{{model}}"
+            template = f"#/$defs/{prefix}{{model}}"
             schema = self._adapter.json_schema(schema_generator=_Generator, ref_template=template)
         except SchemaError:
             raise
         except Exception as error:  # hooks of the type's own may raise anything
             said = " ".join(str(error).partition("\n")[0].split())
             raise SchemaError(f"output: {name_of(tp)} cannot be made a grammar: {said[:300]}") from error
-        self._schema = _rename_definitions(schema, template.removeprefix("#/$defs/"))
+        definitions = {prefix + name: definition for name, definition in schema.pop("$defs", {}).items()}
+        self._schema: Schema = {**schema, "$defs": definitions} if definitions else schema
 
     def schema(self) -> Schema:
         """The JSON that it reads."""
@@ -80,13 +81,6 @@ class PydanticReader:
         return self._adapter.validate_python(value)
 
 
-def _rename_definitions(schema: Schema, template: str) -> Schema:
-    if "$defs" not in schema:
-        return schema
-    names = {template.format(model=name): definition for name, definition in schema["$defs"].items()}
-    return {**schema, "$defs": names}
-
-
 def _describe(error: pydantic.ValidationError) -> str:
     """Its first complaint, without the value; what a validator function says may quote it, so only that it failed."""
     errors = error.errors(include_url=False, include_context=False, include_input=False)
@@ -95,13 +89,11 @@ def _describe(error: pydantic.ValidationError) -> str:
     is_own = first["type"] not in ("value_error", "assertion_error") and not _is_custom(first["type"])
     message = first["msg"] if is_own else "a check failed"
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return f"{message} - at `{place or '/'}`{more}"
+    return f"{message}{place and f' - at `{place}`'}{more}"
 
 
 def _is_custom(kind: str) -> bool:
-    from pydantic_core import list_all_errors
-
-    return all(kind != known["type"] for known in list_all_errors())
+    return kind not in typing.get_args(core_schema.ErrorType)
 
 
 class _Generator(GenerateJsonSchema):
@@ -111,7 +103,7 @@ class _Generator(GenerateJsonSchema):
 
     def generate(self, schema: core_schema.CoreSchema, mode: JsonSchemaMode = "validation") -> JsonSchemaValue:
         """The schema without annotations, and with formats that are known elsewhere too."""
-        return _tidy(super().generate(schema, mode))
+        return dict(_tidy(super().generate(schema, mode)))
 
     def datetime_schema(self, schema: core_schema.DatetimeSchema) -> JsonSchemaValue:
         """With or without an offset, as the type says."""
@@ -156,13 +148,8 @@ class _Generator(GenerateJsonSchema):
         keys: Schema = self.generate_inner(schema["keys_schema"]) if "keys_schema" in schema else {}
         values: Schema = self.generate_inner(schema["values_schema"]) if "values_schema" in schema else {}
         result = dict(object_of(_key(self.resolve_ref_schema(keys)), values))
-        for keyword, bound in (
-            ("minProperties", schema.get("min_length")),
-            ("maxProperties", schema.get("max_length")),
-        ):
-            if bound is not None:
-                result[keyword] = bound
-        return result
+        bounds = {"minProperties": schema.get("min_length"), "maxProperties": schema.get("max_length")}
+        return result | {keyword: bound for keyword, bound in bounds.items() if bound is not None}
 
     def complex_schema(self, schema: core_schema.ComplexSchema) -> JsonSchemaValue:
         """JSON has none."""
@@ -170,18 +157,16 @@ class _Generator(GenerateJsonSchema):
 
     def json_schema(self, schema: core_schema.JsonSchema) -> JsonSchemaValue:
         """A string that holds JSON is beyond a schema."""
-        raise SchemaError(
-            "output: pydantic.Json is JSON inside a string, which no grammar enforces; use its type itself"
-        )
+        raise SchemaError("output: pydantic.Json is JSON in a string, which no grammar enforces; use its type")
 
 
-def _offset(constraint: object) -> bool | None:
-    return True if isinstance(constraint, int) else _TZ.get(constraint)  # type: ignore[call-overload, no-any-return]
+def _offset(constraint: str | int | None) -> bool | None:
+    return True if isinstance(constraint, int) else _TZ[constraint]
 
 
 def _bounded_decimal(schema: JsonSchemaValue, places: int | None) -> JsonSchemaValue:
     number = next(option for option in schema.get("anyOf", [schema]) if option.get("type") == "number")
-    return number if places is None else {"multipleOf": float(f"1e-{places}"), **number}
+    return dict(number) if places is None else {"multipleOf": float(f"1e-{places}"), **number}
 
 
 def _without_unique(schema: JsonSchemaValue, min_length: int | None) -> JsonSchemaValue:
@@ -221,6 +206,6 @@ def _tidy(schema: Any) -> Any:
             tidied[keyword] = {name: _tidy(part) for name, part in value.items()}
         elif keyword in ("enum", "const"):
             tidied[keyword] = value
-        elif keyword not in _ANNOTATIONS:
-            tidied[keyword] = _tidy(value)
+        elif keyword not in _ANNOTATIONS and not (keyword == "format" and "pattern" in schema):
+            tidied[keyword] = _tidy(value)  # a format of pydantic's beside the pattern that was made for it
     return tidied

@@ -13,7 +13,7 @@ from streamgen.errors import SchemaError
 from streamgen.grammar.types import Schema, UnsupportedType, schema_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from streamgen.grammar.pydantic_types import PydanticReader
 
 
 class Unreadable(ValueError):
@@ -47,7 +47,7 @@ def reader_of(tp: object) -> TypeReader:
         raise SchemaError(
             f"output: {name_of(tp)} has constraints of pydantic beside a msgspec.Struct; in a Struct use msgspec.Meta"
         )
-    if Uses.PYDANTIC_METADATA in found or Uses.PYDANTIC_CLASS in found and Uses.STRUCT not in found:
+    if Uses.PYDANTIC_METADATA in found or (Uses.PYDANTIC_CLASS in found and Uses.STRUCT not in found):
         return _pydantic_reader(tp)
     try:
         return MsgspecReader(tp)
@@ -70,7 +70,7 @@ class MsgspecReader:
     """
 
     def __init__(self, tp: object) -> None:
-        self._custom: dict[Any, Any] = {}
+        self._custom: dict[Any, PydanticReader] = {}
         self._schema = schema_of(tp, self._custom_schema)
         self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(tp, dec_hook=self._convert)
 
@@ -87,7 +87,7 @@ class MsgspecReader:
 
     def _custom_schema(self, cls: Any) -> tuple[Schema, dict[str, Schema]]:
         try:
-            reader = _pydantic_reader(cls)
+            reader = _pydantic_reader(cls, prefix=f"{len(self._custom)}.")
         except SchemaError as error:
             raise UnsupportedType(f"{name_of(cls)} cannot be read from JSON") from error
         self._custom[cls] = reader
@@ -98,12 +98,12 @@ class MsgspecReader:
         return self._custom[cls].convert(value)
 
 
-def _pydantic_reader(tp: object) -> Any:
+def _pydantic_reader(tp: object, *, prefix: str = "") -> PydanticReader:
     try:
         from streamgen.grammar.pydantic_types import PydanticReader
     except ImportError as error:
         raise SchemaError(f"output: {name_of(tp)} needs pydantic, which is not installed") from error
-    return PydanticReader(tp)
+    return PydanticReader(tp, prefix=prefix)
 
 
 def _not_supported(tp: object, error: Exception) -> SchemaError:
@@ -158,7 +158,7 @@ def _last_place(message: str) -> tuple[str, str]:
     return (at, place) if at and place.startswith(("`$", "`key` in `$")) else ("", "")
 
 
-def as_text(schema: Schema) -> str:
+def as_text(schema: Schema | bool) -> str:
     """A schema as JSON text, its keys in their order.
 
     Raises:

@@ -2,7 +2,7 @@
 
 msgspec makes schemas itself, for documentation: there a time is any string, and so is the key of a `dict[int, str]`. A
 grammar made from these would let a model write what the decoder then refuses, so schemas are made here, from
-`msgspec.inspect`. Fields come in the order in which the class declares them, since that is the order they are written in.
+`msgspec.inspect`. Fields come in the order in which the class declares them: that is the order they are written in.
 """
 
 from __future__ import annotations
@@ -77,9 +77,9 @@ def base64_schema(low: int | None = None, high: int | None = None) -> Schema:
     parts = []
     for size, tail in enumerate(tails):
         at_least = max(0, -((size - (low or 0)) // 3))
-        at_most = "" if high is None else (high - size) // 3
-        if at_most == "" or at_least <= at_most:
-            parts.append(f"(?:{_BASE64}{{4}}){{{at_least},{at_most}}}{tail}")
+        at_most = None if high is None else (high - size) // 3
+        if at_most is None or at_least <= at_most:
+            parts.append(f"(?:{_BASE64}{{4}}){{{at_least},{'' if at_most is None else at_most}}}{tail}")
     return text_of("|".join(parts))
 
 
@@ -199,9 +199,7 @@ class _Writer:
                 | inspect.BytesType()
             ):
                 return _scalar(node)
-        raise UnsupportedType(
-            "keys of a dict: expected str, int, float, an enum, dates and times, UUID, Decimal, bytes"
-        )
+        raise UnsupportedType("keys of a dict: expected str, int, float, an enum, a date or time, UUID, Decimal, bytes")
 
     def _collection(self, node: inspect.CollectionType) -> Schema:
         schema: Schema = {"type": "array", "items": self._schema(node.item_type)}

@@ -60,7 +60,7 @@ class PageCache:
 
     def offer(self, sequence: Sequence) -> None:
         """Index the pages of which every position was computed, by a sequence that still runs."""
-        num_full = sequence.num_final // self._limits.page_size
+        num_full = sequence.num_computed // self._limits.page_size
         if num_full <= sequence.num_offered or not self._limits.prefix_cache:
             return
         self.index.extend_names(sequence.names, sequence.ids, num_full)

@@ -119,23 +119,26 @@ class Planner:
             self._batch.move_back(planned)
 
     def _plan_decode(self, sequence: Sequence, step: Step) -> None:
-        end = sequence.num_scheduled + sequence.num_known_rows
+        end = sequence.num_scheduled + sequence.num_decode_rows
         has_place = end <= len(sequence.pages) * self._limits.page_size  # for nearly every step
         if not has_place and not self._make_room(sequence, end, step):
             self._batch.preempt(sequence, step, bars_starts=True)
             return
-        proposals = self._propose(sequence, step.room(sequence)) if self._drafter else ()
+        proposals = self._propose(sequence, step.room(sequence)) if self._drafter or sequence.likely[1] else ()
         pages = () if has_place and not proposals else self._cache.extend(sequence, end + len(proposals))
         step.add(sequence.plan_decode(pages, proposals))
 
     def _propose(self, sequence: Sequence, room: int) -> tuple[int, ...]:
         """Drafted tokens: as many as output, budget and available pages allow; they are never worth a preemption."""
-        assert self._drafter is not None, "drafting without a drafter"
-        # NOTE: drafts mean room for two rows or more, which the step after them needs too; see `num_decode_rows`.
-        room_in_output = sequence.max_tokens - sequence.num_outputs - 1
-        room_in_pages = self._cache.num_placeable(sequence) - sequence.num_known_rows
+        likely = sequence.take_likely()
+        room_in_output = sequence.max_tokens - (sequence.num_tokens - sequence.num_prompt) - 1
+        room_in_pages = self._cache.num_placeable(sequence) - sequence.num_decode_rows
         most = min(room - sequence.num_decode_rows, room_in_output, room_in_pages)
-        return tuple(self._drafter.propose(sequence)[:most]) if most > 0 else ()
+        if most <= 0:
+            return ()
+        if not likely and self._drafter is not None:
+            likely = tuple(self._drafter.propose(sequence))
+        return likely[:most]
 
     # ---- prompts --------------------------------------------------------------------------------------------------
 

@@ -76,6 +76,8 @@ class Sequence:
     has_started      it had a slot before, and was charged for its prompt
     is_paused        its reader is behind: it gets no rows
     is_complete      its grammar says that nothing can follow
+    is_drafted_over  the executor may have drafts where it had written forced tokens
+    likely           (position, ids): what its grammar thinks will stand from there on
     num_losses       executors that died while it ran
     max_tokens       cut to what the context and the page pool can hold
     names            prefix-cache names: the root, then one per full page, as far as they were needed
@@ -91,14 +93,15 @@ class Sequence:
         "cached_tokens",
         "followers",
         "has_reported",
-        "has_stale_tail",
         "has_started",
         "ids",
         "index",
         "is_complete",
+        "is_drafted_over",
         "is_paused",
         "is_verifying",
         "leader",
+        "likely",
         "max_tokens",
         "names",
         "next_score",
@@ -141,7 +144,8 @@ class Sequence:
         self.run = 0
         self.num_scheduled = self.num_computed = self.num_pending = 0
         self.num_offered = self.num_shared_hint = 0
-        self.is_verifying = self.has_stale_tail = self.is_paused = self.is_complete = False
+        self.is_verifying = self.is_drafted_over = self.is_paused = self.is_complete = False
+        self.likely: tuple[int, tuple[int, ...]] = (0, ())
         self.num_losses = 0
         self.cached_tokens = 0
         self.has_reported = self.has_started = False
@@ -172,14 +176,9 @@ class Sequence:
         return len(self.ids) - self.num_scheduled
 
     @property
-    def num_known_rows(self) -> int:
-        """Rows of the next decode whose tokens the executor has: more than one where the last ones were forced."""
-        return max(1, len(self.ids) - self.num_scheduled)
-
-    @property
     def num_decode_rows(self) -> int:
-        """Rows that the next token costs, drafts aside; see `plan_decode`."""
-        return self.num_known_rows + 1 if self.has_stale_tail else self.num_known_rows
+        """Rows that the next token costs, drafts aside: more than one where the last tokens were forced."""
+        return max(1, len(self.ids) - self.num_scheduled)
 
     @property
     def max_reusable(self) -> int:
@@ -205,7 +204,7 @@ class Sequence:
         self.pages = []
         self.run += 1
         self.num_scheduled = self.num_computed = self.num_pending = 0
-        self.is_verifying = self.has_stale_tail = False
+        self.is_verifying = self.is_drafted_over = False
 
     def describe(self) -> Begin:
         """What the executor is told when the sequence takes its slot."""
@@ -237,13 +236,9 @@ class Sequence:
 
     def plan_decode(self, pages: tuple[int, ...], proposals: tuple[int, ...]) -> Rows:
         """Rows for the last token, those forced before it, and drafted ones after it."""
-        start, count = self.num_scheduled, self.num_known_rows + len(proposals)
-        drafts = (*self.ids[start + 1 :], *proposals) if proposals else ()
-        if self.has_stale_tail:
-            # The executor does not know the last token: a verified row never writes what it sampled. A draft is written
-            # after the first row, so the row before the last token runs once more, with the same result.
-            start, count, drafts = start - 1, count + 1, (*self.ids[start:], *proposals)
-            self.has_stale_tail = False
+        start, count = self.num_scheduled, self.num_decode_rows + len(proposals)
+        drafts = (*self.ids[start + 1 :], *proposals) if proposals or self.is_drafted_over else ()
+        self.is_drafted_over = False
         if proposals:
             self.is_verifying = True
         else:
@@ -254,7 +249,7 @@ class Sequence:
 
     def take(self, rows: Rows, tokens: tuple[int, ...], turn: Turn | None = None) -> tuple[int, ...]:
         """Account for the results of rows, and for what the grammar says after them; the new output tokens."""
-        if self.is_verifying:
+        if rows.proposals:
             tokens = self._take_verified(rows, tokens)
         else:
             self.num_computed = rows.start + rows.count
@@ -267,11 +262,13 @@ class Sequence:
 
     def _take_verified(self, rows: Rows, tokens: tuple[int, ...]) -> tuple[int, ...]:
         kept = self._up_to_stop(tokens[: count_agreeing(rows.proposals, tokens) + 1])
-        self.ids.extend(kept)
-        # That is the rollback: rows above the last kept token are planned, and their pages written, again.
-        self.num_computed = self.num_scheduled = len(self.ids) - 1
-        self.is_verifying, self.has_stale_tail = False, True
-        return kept
+        end = rows.start + rows.count - rows.samples + len(kept)
+        # That is the rollback: rows from the last kept token on are planned, and their pages written, again.
+        self.num_computed = self.num_scheduled = end
+        self.is_verifying, self.is_drafted_over = False, len(self.ids) > end + 1
+        new = kept[max(0, len(self.ids) - end - 1 + len(kept)) :]  # those that were not forced, and known, before
+        self.ids.extend(new)
+        return new
 
     def _take_turn(self, turn: Turn) -> tuple[int, ...]:
         """Forced tokens, as far as the output may go. Those that steps under way will give are known with them."""
@@ -279,18 +276,23 @@ class Sequence:
         self.ids.extend(forced)
         self.num_pending = max(0, self.num_pending - len(forced))
         self.is_complete = turn.ends and len(forced) == len(turn.forced)
+        self.likely = len(self.ids), turn.likely
         return forced
+
+    def take_likely(self) -> tuple[int, ...]:
+        """Ids that may be drafted after the rows that are known, once; () where what came since is something else."""
+        position, ids = self.likely
+        self.likely = 0, ()
+        known = self.ids[position : position + len(ids)]
+        if not ids or known != list(ids[: len(known)]):
+            return ()
+        return ids[self.num_scheduled + self.num_decode_rows - position :]
 
     def _up_to_stop(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
         for i, token in enumerate(tokens):
             if token in self.stop_ids:
                 return tokens[: i + 1]
         return tokens
-
-    @property
-    def num_final(self) -> int:
-        """Computed positions that no later row will write again: what may be indexed."""
-        return self.num_computed - 1 if self.has_stale_tail else self.num_computed
 
     @property
     def finish(self) -> str | None:

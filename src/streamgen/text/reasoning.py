@@ -110,7 +110,18 @@ class ReasoningSplitter:
         held = "".join(self._space) + self._prefix
         self._space.clear()
         self._prefix = ""
-        return (held, "") if self.is_reasoning and self._has_shown else ("", "" if self.is_reasoning else held)
+        if not self.is_reasoning:
+            return "", held
+        return (held if self._has_shown else held.lstrip()), ""
+
+    def finish_beginning(self) -> tuple[str, str]:
+        """What comes next is answer, with no reasoning before it; what was held in case there was is answer as well."""
+        if self._stage is not _Stage.BEGINNING:
+            return "", ""
+        held = self._take_space() + self._prefix
+        self._prefix = ""
+        self._stage = _Stage.ANSWER
+        return "", held
 
     def _feed_beginning(self, text: str) -> tuple[str, str]:
         begin = self._format.begin

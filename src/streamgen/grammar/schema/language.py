@@ -171,7 +171,7 @@ def _both_infinite(flat: list[Language]) -> Language:
     excluded = [
         word for part in flat if isinstance(part, Not) and isinstance(part.part, Words) for word in part.part.words
     ]
-    rest = [_without(part, frozenset(excluded)) for part in flat if part not in lengths and not _excludes_words(part)]
+    rest = [_without(part, frozenset(excluded)) for part in flat if part not in lengths and not _excluded_words(part)]
     low = max((part.low for part in lengths), default=0)
     high = min((part.high for part in lengths if part.high is not None), default=None)
     if (high is not None and low > high) or NEVER in rest:
@@ -183,8 +183,8 @@ def _both_infinite(flat: list[Language]) -> Language:
     return rest[0] if len(rest) == 1 else And(tuple(rest)) if rest else ANY
 
 
-def _excludes_words(part: Language) -> bool:
-    return isinstance(part, Not) and isinstance(part.part, Words)
+def _excluded_words(part: Language) -> tuple[str, ...]:
+    return part.part.words if isinstance(part, Not) and isinstance(part.part, Words) else ()
 
 
 def _without(part: Language, excluded: frozenset[str]) -> Language:

@@ -81,7 +81,7 @@ class FastForward:
             left = min(self._ends[sequence.slot] - sequence.num_computed, sequence.max_tokens - num_outputs - 1)
             if left < most:
                 most = left
-            if most < MIN_STEPS or not num_outputs or sequence.has_stale_tail:
+            if most < MIN_STEPS or not num_outputs or sequence.num_decode_rows > 1:
                 return 0
         return most
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from streamgen.messages import StepDone
+from streamgen.scheduling.sequence import count_agreeing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -118,8 +119,10 @@ class HashModel:
             token = draw(self._state(slot, end - 1), slot.begin, end - 1)
             slot.ids[end:] = (token,)
             return (token,)
-        # NOTE: a row that verifies drafts never writes what it samples.
-        return tuple([draw(self._state(slot, p), slot.begin, p) for p in range(end - samples, end)])
+        tokens = tuple([draw(self._state(slot, p), slot.begin, p) for p in range(end - samples, end)])
+        kept = count_agreeing(tuple(drafts[1 - samples :]), tokens)
+        slot.ids[end - samples + kept + 1 :] = (tokens[kept],)
+        return tokens
 
     def _decode(self, slot: _Slot, position: int) -> tuple[int, ...]:
         """One row behind the others in a page: nearly every step of every sequence. Like the rest of `_run`, faster."""

@@ -1,1 +1,1 @@
-"""Calls of tools in a model's output: how each kind of template has them written, and how they are read as they come."""
+"""Calls of tools in a model's output: how each kind of template has them written, and how they are read."""

@@ -75,8 +75,8 @@ class CallFormat(ABC):
             NotSupported: this format cannot have it enforced.
         """
         raise NotSupported(
-            f"tool_choice: the {self.name} format cannot require a call after reasoning that the prompt has opened; use "
-            "'auto', or turn the reasoning off",
+            f"tool_choice: the {self.name} format cannot require a call after reasoning that the prompt has opened; "
+            "use 'auto', or turn the reasoning off",
             param="tool_choice",
         )
 

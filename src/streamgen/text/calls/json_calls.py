@@ -22,7 +22,7 @@ class JsonCalls(CallParser):
     end   how a block ends, if it has an end; a token of kind END does as well
 
     Models also write a call without any marker, as nothing but the object, or in a fence of Markdown. At the very
-    beginning of an answer that is taken for a call, if the object has a name, arguments, and nothing that calls have not.
+    beginning of an answer that is taken for a call, if the object has a name, arguments, and nothing that calls lack.
     """
 
     def __init__(self, markers: Mapping[int, Marker], *, begin: str = "", end: str = "") -> None:

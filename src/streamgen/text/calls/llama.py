@@ -1,4 +1,4 @@
-"""The format of Llama 3: the answer is one JSON object with a name and parameters, after `<|python_tag|>` or nothing."""
+"""The format of Llama 3: the answer is a JSON object with a name and parameters, after `<|python_tag|>` or nothing."""
 
 from __future__ import annotations
 

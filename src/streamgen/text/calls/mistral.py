@@ -1,4 +1,4 @@
-"""The formats of Mistral: `[TOOL_CALLS]` and a JSON list of calls; newer ones `[TOOL_CALLS]name[ARGS]{...}` for each."""
+"""The formats of Mistral: `[TOOL_CALLS]` and a JSON list; in newer ones `[TOOL_CALLS]name[ARGS]{...}` for each call."""
 
 from __future__ import annotations
 
@@ -101,8 +101,8 @@ class MistralNamedCalls(CallFormat):
         for definition in definitions:
             if definition["function"].get("strict"):
                 raise NotSupported(
-                    f"tools: {definition['function']['name']}: strict can be enforced in the {self.name} format where it "
-                    "is the only tool; leave strict out, or give one tool",
+                    f"tools: {definition['function']['name']}: strict can be enforced in the {self.name} format where "
+                    "it is the only tool; leave strict out, or give one tool",
                     param="tools",
                 )
 

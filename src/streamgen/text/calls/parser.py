@@ -12,28 +12,29 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from enum import Enum
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import msgspec
+from msgspec import Struct
 
 T = TypeVar("T")
 
 
-class CallStart(NamedTuple):
+class CallStart(Struct, frozen=True):
     """A call begins; calls of an answer are counted from 0."""
 
     index: int
     name: str
 
 
-class CallArguments(NamedTuple):
+class CallArguments(Struct, frozen=True):
     """More of the JSON text of its arguments."""
 
     index: int
     text: str
 
 
-class CallEnd(NamedTuple):
+class CallEnd(Struct, frozen=True):
     """The call is whole, or broken in a way that ends it; an output that is cut has none."""
 
     index: int
@@ -51,7 +52,7 @@ class MarkerKind(Enum):
     QUIET = "quiet"
 
 
-class Marker(NamedTuple):
+class Marker(Struct, frozen=True):
     """A token with a meaning. `text` is what it adds to a text, "" for special tokens; `literal` how it is written."""
 
     kind: MarkerKind
@@ -63,7 +64,7 @@ Symbol: TypeAlias = str | Marker
 Steps: TypeAlias = Generator[None, Symbol, T]
 
 
-class Misfit(Exception):  # noqa: N818  # it never leaves a parser
+class Misfit(Exception):
     """The symbol that a block was sent is not part of it."""
 
 

@@ -94,7 +94,8 @@ def _arguments_schema(definition: Definition, index: int, shared: dict[str, Any]
 
 
 def _has_references(schema: Any) -> bool:
-    return _bend(schema, "#/-") != schema
+    bent: object = _bend(schema, "#/-")
+    return bent != schema
 
 
 def _bend(schema: Any, root: str) -> Any:
