@@ -9,10 +9,11 @@ from __future__ import annotations
 import inspect
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
+import anyio
 import msgspec
 from msgspec import Struct, structs
 
@@ -33,16 +34,18 @@ MAX_ERROR = 2_000  # characters of an exception that the model gets to read
 class Generates(Protocol):
     """What the loop needs of an engine."""
 
-    async def generate(self, prompt: Any, /, **fields: Any) -> Completion[Any]:
-        """The whole answer."""
+    @property
+    def generate(self) -> Callable[..., Awaitable[Completion[Any]]]:
+        """`TextEngine.generate`."""
         ...
 
 
 class GeneratesBlocking(Protocol):
     """The same of an engine for plain code."""
 
-    def generate(self, prompt: Any, /, **fields: Any) -> Completion[Any]:
-        """The whole answer."""
+    @property
+    def generate(self) -> Callable[..., Completion[Any]]:
+        """`generate` of `sync.Engine`."""
         ...
 
 
@@ -58,9 +61,9 @@ async def run_tools(
 ) -> Completion[Any]:
     """Generate and call functions until the model answers without a call.
 
-    Functions of one answer run at the same time, `def` ones in worker threads. What a function returns goes back as text
-    or JSON. An exception goes back as well, as a text that names it: the model may try again. A cancellation is never
-    caught. `tool_choice` other than "auto" and "none" holds for the first round.
+    Functions of one answer run at the same time, `def` ones in worker threads. What a function returns goes back as
+    text or JSON. An exception goes back as well, as a text that names it: the model may try again. A cancellation is
+    never caught. `tool_choice` other than "auto" and "none" holds for the first round.
 
     tools          functions; classes and dicts have nothing to call
     max_rounds     how many answers the model may give
@@ -75,8 +78,6 @@ async def run_tools(
             not been run.
         DeadlineExceeded: the timeout passed. InvalidRequest and what `generate` raises.
     """
-    import anyio
-
     loop = ToolLoop(prompt, tools, max_rounds=max_rounds, tool_timeout=tool_timeout, fields=fields)
     try:
         with anyio.fail_after(loop.timeout):
@@ -173,8 +174,8 @@ class ToolLoop:
             return []
         if self._num_rounds >= self._max_rounds:
             raise IncompleteOutput(
-                f"run_tools: the model still calls functions after {self._num_rounds} rounds; raise max_rounds, or say in "
-                "the prompt when to stop",
+                f"run_tools: the model still calls functions after {self._num_rounds} rounds; raise max_rounds, or say "
+                "in the prompt when to stop",
                 request_id=completion.id,
                 partial=self.result(completion),
             )
@@ -223,23 +224,20 @@ class PreparedCall(Struct, frozen=True):
 
     async def run_async(self, timeout: float | None) -> str:  # noqa: ASYNC109  # it becomes a text, no exception
         """Await it, or call it in a worker thread."""
-        import anyio
-
         if self.function is None:
             return f"error: {self.error}"
         try:
-            with anyio.fail_after(timeout):
+            with anyio.move_on_after(timeout):
                 if _is_async(self.function):
                     return _as_text(await self.function())
                 value = await anyio.to_thread.run_sync(self.function, abandon_on_cancel=True)
                 return _as_text(await value if inspect.isawaitable(value) else value)
         except Exception as error:
             return _explain(self.call, error)
+        return f"error: it took more than {timeout:g} s"
 
 
 async def _run_all(calls: Sequence[PreparedCall], timeout: float | None) -> list[tuple[ToolCall, str]]:  # noqa: ASYNC109
-    import anyio
-
     texts = [""] * len(calls)
 
     async def run(index: int) -> None:

@@ -48,7 +48,7 @@ class Tool(Struct, frozen=True, kw_only=True):
 
 
 class ToolPlan(Struct, frozen=True, kw_only=True):
-    """The tools of a request, by name, and which of them the model has to call: "auto", "required", "none" or a name."""
+    """The tools of a request by name, and which of them the model has to call: "auto", "required", "none" or a name."""
 
     tools: dict[str, Tool]
     choice: str = "auto"

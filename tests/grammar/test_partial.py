@@ -19,7 +19,9 @@ ANY_JSON = st.recursive(
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=20,
 )
-STYLES = st.builds(dict, ensure_ascii=st.booleans(), indent=st.sampled_from([None, 1]))
+STYLES: st.SearchStrategy[dict[str, Any]] = st.builds(
+    dict, ensure_ascii=st.booleans(), indent=st.sampled_from([None, 1])
+)
 DOCUMENT = '{"a~/b": [1, {"x": -2.5e3, "größe": "h\\ud83d\\ude00i 🙂\\n"}, []], "": true, "z": {"y": null}, "n": "é"}'
 DOCUMENTS = [
     DOCUMENT,
@@ -175,7 +177,7 @@ def _refuse(name: str) -> None:
     ],
 )  # fmt: skip
 def test_what_is_no_json_is_refused_at_every_split(text: str) -> None:
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"."):
         json.loads(text, parse_constant=_refuse)
     for cut in range(min(len(text), 50) + 1):
         with pytest.raises(JsonMalformed, match="not JSON"):

@@ -22,11 +22,11 @@ from streamgen.grammar.source import GrammarSource  # noqa: TC001  # likewise
 from streamgen.messages import Cancel
 
 if TYPE_CHECKING:
+    from streamgen.actors.model import OpenModel
     from streamgen.actors.world import RunsCalls
     from streamgen.grammar.cache import CompileCache, Ticket
     from streamgen.grammar.child import CompileChild
     from streamgen.grammar.vocabulary import GrammarVocabulary
-    from streamgen.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -66,9 +66,8 @@ class Compiled(Struct, frozen=True, kw_only=True):
 class GrammarCompiler:
     """What the worker thread does. One thread calls `compile`."""
 
-    def __init__(self, tokenizer: Tokenizer, *, vocab_size: int) -> None:
-        self._tokenizer = tokenizer
-        self._vocab_size = vocab_size
+    def __init__(self, model: OpenModel) -> None:
+        self._model = model
         self._child: CompileChild | None = None
 
     def compile(self, source: GrammarSource) -> CompiledGrammar:
@@ -99,7 +98,7 @@ class GrammarCompiler:
     def _vocabulary(self) -> GrammarVocabulary:
         from streamgen.grammar.vocabulary import GrammarVocabulary
 
-        return GrammarVocabulary.from_tokenizer(self._tokenizer, vocab_size=self._vocab_size)
+        return GrammarVocabulary.from_tokenizer(self._model.tokenizer, vocab_size=self._model.config.vocab_size)
 
 
 class CompilerActor(Actor[Compile | Cancel | Compiled]):

@@ -93,7 +93,7 @@ class Core:
             capacity=capacity,
         )
         self.compiler = CompilerActor(
-            GrammarCompiler(model.tokenizer, vocab_size=model.config.vocab_size),
+            GrammarCompiler(model),
             model.grammars,
             make_worker=lambda: world.make_workers(1, name=f"{name}-compiler", loop=loop),
             clock=world.clock,

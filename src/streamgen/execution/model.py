@@ -94,7 +94,7 @@ class OpenModel:
         self.processors: dict[int, tuple[Callable[..., object], ...]] = {}
         self.grammars: dict[str, TokenGrammar] = {}
         self.formats: OutputFormats | None = None
-        self.runner = make_runner(model, plan, self.processors)
+        self.runner = make_runner(model, plan, self.processors, self.grammars)
         self._promise = promise
         self._recipe = _Recipe.of(prepared, plan)
         _promise_pages(promise, self.runner)
@@ -169,9 +169,16 @@ def open_model(options: EngineOptions, on_progress: OnProgress, is_cancelled: Ca
 
 
 def load_runner(
-    options: EngineOptions, plan: MemoryPlan, on_progress: OnProgress, is_cancelled: Callable[[], bool]
+    options: EngineOptions,
+    plan: MemoryPlan,
+    on_progress: OnProgress,
+    is_cancelled: Callable[[], bool],
+    *,
+    grammars: Mapping[str, TokenGrammar],
 ) -> Runner:
     """The runner alone, with the sizes of a plan that was made before: for an executor in a process of its own.
+
+    grammars   those that plans name, by key; owned by the caller
 
     Raises:
         LoadError: as `open_model`.
@@ -184,7 +191,7 @@ def load_runner(
         )
     finally:
         prepared.checkpoint.close()
-    return make_runner(model, plan, {})
+    return make_runner(model, plan, {}, grammars)
 
 
 def _load(prepared: Prepared, promise: Promise, on_progress: OnProgress, is_cancelled: Callable[[], bool]) -> OpenModel:
@@ -348,7 +355,10 @@ def limits_of(plan: MemoryPlan, options: EngineOptions) -> Limits:
 
 
 def make_runner(
-    model: LoadedModel, plan: MemoryPlan, processors: Mapping[int, tuple[Callable[..., object], ...]]
+    model: LoadedModel,
+    plan: MemoryPlan,
+    processors: Mapping[int, tuple[Callable[..., object], ...]],
+    grammars: Mapping[str, TokenGrammar],
 ) -> Runner:
     """A runner for the sizes of a plan."""
     return Runner(

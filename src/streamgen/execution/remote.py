@@ -21,6 +21,7 @@ from streamgen.execution.background import Background, LoadCancelled, check_canc
 from streamgen.execution.child import Child
 from streamgen.execution.memory import LEDGER, Promise
 from streamgen.execution.model import OpenText, Prepared, find_model, limits_of, open_text
+from streamgen.execution.remote_grammars import GrammarSender
 from streamgen.execution.wire import (
     ConnectionEnded,
     DropPages,
@@ -36,7 +37,7 @@ from streamgen.faults import DeviceDead, ExecutorLost, StepRaised
 from streamgen.messages import StepDone, StepPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from streamgen.config import LoadProgress, MemoryPlan
     from streamgen.grammar.grammar import TokenGrammar
@@ -75,6 +76,7 @@ class RemoteRunner:
     """Runs plans in a child process. One thread calls `prepare` and `execute`; `kill` and `cancel` may be anywhere.
 
     load      what the child is told first
+    grammars  those of open requests, by key
     on_death  called in a thread of the runner, with words, when a child ended that was not told to
     """
 
@@ -82,11 +84,13 @@ class RemoteRunner:
         self,
         load: Load,
         *,
+        grammars: Mapping[str, TokenGrammar] | None = None,
         budget: RestartBudget | None = None,
         load_silence: float | None = None,
         on_death: Callable[[str], None] = lambda why: None,
     ) -> None:
         self.on_death = on_death
+        self._grammars = GrammarSender({} if grammars is None else grammars)
         self._load = load
         self._budget = budget or RestartBudget()
         self._load_silence = LOAD_SILENCE if load_silence is None else load_silence
@@ -122,6 +126,8 @@ class RemoteRunner:
         if child.is_gone:
             self._lose(child)
         try:
+            for message in self._grammars.messages(plan, child):
+                child.connection.send(message)
             child.connection.send(plan)
             if wake_fd is not None:
                 _write(wake_fd)
@@ -318,7 +324,14 @@ class RemoteModel:
 
     supports_processors = False
 
-    def __init__(self, prepared: Prepared, text: OpenText, promise: Promise, runner: RemoteRunner) -> None:
+    def __init__(
+        self,
+        prepared: Prepared,
+        text: OpenText,
+        promise: Promise,
+        runner: RemoteRunner,
+        grammars: dict[str, TokenGrammar],
+    ) -> None:
         plan = promise.plan
         self.name = prepared.checkpoint.model_name
         self.config: ModelConfig = prepared.config
@@ -328,7 +341,7 @@ class RemoteModel:
         self.chat_template = text.templates
         self.limits = limits_of(plan, prepared.options)
         self.processors: dict[int, tuple[Callable[..., object], ...]] = {}
-        self.grammars: dict[str, TokenGrammar] = {}
+        self.grammars = grammars
         self.formats: OutputFormats | None = None
         self.runner = runner
         self._promise = promise
@@ -388,12 +401,13 @@ def open_remote(options: EngineOptions, on_progress: OnProgress, is_cancelled: C
 def _load(
     prepared: Prepared, promise: Promise, on_progress: OnProgress, is_cancelled: Callable[[], bool]
 ) -> RemoteModel:
-    runner = RemoteRunner(load_message(prepared, promise.plan))
+    grammars: dict[str, TokenGrammar] = {}
+    runner = RemoteRunner(load_message(prepared, promise.plan), grammars=grammars)
     promise.touched = runner.resident_bytes
     text = Background(lambda: open_text(prepared.checkpoint, prepared.options), daemon=False)
     try:
         runner.wait_ready(is_cancelled, on_progress)
-        return RemoteModel(prepared, text.result(is_cancelled), promise, runner)
+        return RemoteModel(prepared, text.result(is_cancelled), promise, runner, grammars)
     except BaseException as error:
         runner.close()
         if not isinstance(error, LoadCancelled):
@@ -409,6 +423,8 @@ def load_message(prepared: Prepared, plan: MemoryPlan) -> Load:
             model=str(prepared.checkpoint.path.resolve()),
             device=options.device,
             dtype=options.dtype,
+            quantization=options.quantization,
+            kv_dtype=options.kv_dtype,
             max_context=options.max_context,
             threads=prepared.threads,
             deterministic=options.deterministic,

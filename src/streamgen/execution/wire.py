@@ -57,7 +57,28 @@ class StepError(Message, frozen=True, kw_only=True):
     message: str
 
 
-ToChild = Load | StepPlan | DropPages
+class SetVocabulary(Message, frozen=True, kw_only=True):
+    """Host -> child, before the first grammar: the bytes of each token, and which ids end an output."""
+
+    tokens: tuple[bytes, ...]
+    stop_ids: tuple[int, ...]
+    vocab_size: int
+
+
+class AddGrammar(Message, frozen=True, kw_only=True):
+    """Host -> child: plans after this may name this grammar; `dump` is `Grammar.dump()`."""
+
+    key: str
+    dump: bytes
+
+
+class DropGrammar(Message, frozen=True, kw_only=True):
+    """Host -> child: no plan will name it."""
+
+    key: str
+
+
+ToChild = Load | StepPlan | DropPages | SetVocabulary | AddGrammar | DropGrammar
 ToHost = Loading | Loaded | LoadFailed | StepDone | StepError | Dropped
 
 

@@ -18,15 +18,19 @@ from typing import TYPE_CHECKING, Never
 
 from streamgen.errors import StreamgenError
 from streamgen.execution.model import load_runner
+from streamgen.execution.remote_grammars import GrammarReceiver
 from streamgen.execution.wire import (
+    AddGrammar,
     Connection,
     ConnectionEnded,
+    DropGrammar,
     DropPages,
     Dropped,
     Load,
     Loaded,
     LoadFailed,
     Loading,
+    SetVocabulary,
     StepError,
     ToChild,
 )
@@ -82,8 +86,11 @@ def _end_with(host: int, fd: int) -> Never:
 def _serve(connection: Connection[ToChild]) -> None:
     load = connection.receive()
     assert isinstance(load, Load), f"expected Load, got {type(load).__name__}"
+    grammars = GrammarReceiver()
     try:
-        runner = load_runner(load.options, load.plan, _Reporter(connection).report, lambda: False)
+        runner = load_runner(
+            load.options, load.plan, _Reporter(connection).report, lambda: False, grammars=grammars.table
+        )
     except BaseException as error:
         connection.send(_load_failed(error))
         return
@@ -95,6 +102,8 @@ def _serve(connection: Connection[ToChild]) -> None:
         elif isinstance(message, DropPages):
             runner.sleep(keep_weights=True)
             connection.send(Dropped())
+        elif isinstance(message, SetVocabulary | AddGrammar | DropGrammar):
+            grammars.take(message)
 
 
 def _run(runner: Runner, plan: StepPlan) -> StepDone | StepError:

@@ -71,6 +71,16 @@ class TokenGrammar(Protocol):
     """A grammar over the tokens of one vocabulary."""
 
     @property
+    def grammar(self) -> Grammar:
+        """The grammar over bytes."""
+        ...
+
+    @property
+    def vocabulary(self) -> GrammarVocabulary:
+        """The tokens."""
+        ...
+
+    @property
     def stats(self) -> GrammarStats:
         """Those of the grammar."""
         ...

@@ -282,7 +282,7 @@ class JsonReader:
         value = "".join(self._pieces)
         self._pieces, self._length = [], 0
         if not self._is_key:
-            self._complete(value)
+            self._complete(value, is_shown=self._shape.grows)
             return
         self._is_key = False
         self._keys[-1] = value
@@ -312,10 +312,10 @@ class JsonReader:
         value = self._stack.pop()
         self._keys.pop()
         self._shapes.pop()
-        self._complete(value)
+        self._complete(value, is_shown=True)
 
-    def _complete(self, value: Any) -> None:
-        self.version += 1
+    def _complete(self, value: Any, *, is_shown: bool = False) -> None:
+        self.version += not is_shown
         self._step = self._read_after
         if not self._stack:
             self._root = value

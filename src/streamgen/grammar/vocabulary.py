@@ -38,7 +38,7 @@ class GrammarVocabulary:
         self._lock = threading.Lock()  # building takes a while, and is done once
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, *, vocab_size: int | None = None) -> GrammarVocabulary:
+    def from_tokenizer(cls, tokenizer: Tokenizer, *, vocab_size: int | None = None) -> GrammarVocabulary:
         """That of a tokenizer; `vocab_size` is the model's.
 
         NOTE: special tokens stand for nothing here even if they have a text: a grammar speaks of text alone.

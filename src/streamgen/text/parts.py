@@ -6,7 +6,6 @@ a request (`parts`), what a grammar has to do with it (`grammar_use`), and makes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
@@ -20,7 +19,7 @@ from streamgen.text.calls.registry import find_format, takes_tools
 from streamgen.text.reasoning import ReasoningSplitter, find_reasoning
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from streamgen.grammar.source import GrammarSource
     from streamgen.text.calls.formats import Definition

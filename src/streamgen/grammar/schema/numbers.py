@@ -36,7 +36,7 @@ _FRACTION = r"(?:\.[0-9]{1,24})"
 _LARGE = r"[eE]\+?(?:1[6-9]|[2-9][0-9]|[12][0-9]{2}|30[0-7])"
 _TINY = r"[eE]-0?0?(?:[5-9]|[1-9][0-9]|[12][0-9]{2}|30[0-7])"
 ANY_NUMBER = (
-    rf"-?(?:(?:0|[1-9][0-9]{{0,23}}){_FRACTION}?(?:[eE](?:-[0-9]{{1,2}}|-[12][0-9]{{2}}|\+?[0-9]{{1,2}}|\+?1[0-9]{{2}}"
+    rf"-?(?:(?:0|[1-9][0-9]{{0,23}}){_FRACTION}?(?:[eE](?:-[0-9]{{1,3}}|\+?[0-9]{{1,2}}|\+?1[0-9]{{2}}"
     rf"|\+?2[0-7][0-9]))?|[0-9]{_FRACTION}?[eE]\+?(?:2[89][0-9]|30[0-7]))"
 )
 
@@ -373,12 +373,12 @@ def multiple_text(unit: Decimal, *, has_point: bool) -> Language | None:
     if scale == 0:
         whole = lang.cat(full_language(sign), _whole_multiples(coefficient, length))
         return lang.cat(whole, full_language(r"(?:\.0{1,24})?")) if has_point else whole
-    tails = [f"{value:0{length}d}" for value in range(0, 10**length, coefficient)]
-    if length > scale or len(tails) > MAX_ENUMERATED:
+    if length > scale or (10**length // coefficient > MAX_ENUMERATED and coefficient > 1):
         return None
     if coefficient == 1:
         fraction = full_language(rf"(?:\.[0-9]{{1,{scale}}}0{{0,{MAX_DIGITS - scale}}})?")
     else:
+        tails = [f"{value:0{length}d}" for value in range(0, 10**length, coefficient)]
         fraction = lang.union(EMPTY, lang.cat(lang.literal("."), lang.union(*map(_padded, tails))))
     return lang.cat(full_language(sign + any_whole), fraction)
 

@@ -95,7 +95,7 @@ def _arguments_schema(definition: Definition, index: int, shared: dict[str, Any]
 
 def _has_references(schema: Any) -> bool:
     bent: object = _bend(schema, "#/-")
-    return bent != schema
+    return bool(bent != schema)
 
 
 def _bend(schema: Any, root: str) -> Any:
