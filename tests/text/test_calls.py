@@ -98,11 +98,12 @@ TEXTS: list[tuple[type[CallFormat], str]] = [
 ]
 
 
-def symbols(text: str, *, by_id: bool) -> list[str | int]:
-    """Characters, and the ids of special tokens."""
+def symbols(make: type[CallFormat], text: str, *, by_id: bool) -> list[str | int]:
+    """Characters, and the ids of the tokens that the format knows."""
+    known = make(BY_ID).parser().markers if by_id else {}
     found: list[str | int] = []
     while text:
-        special = next((s for s in SPECIALS if by_id and text.startswith(s)), None)
+        special = next((s for s, token in SPECIALS.items() if token in known and text.startswith(s)), None)
         found.append(SPECIALS[special] if special else text[0])
         text = text[len(special or text[0]) :]
     return found
@@ -152,10 +153,10 @@ def read(pieces: Iterable[Piece]) -> Read:
     return text, calls
 
 
-def visible(text: str) -> str:
-    """The text without the tokens that are never shown."""
+def visible(make: type[CallFormat], text: str, *, by_id: bool) -> str:
+    """The text without those tokens of the format that are never shown."""
     for special, token in SPECIALS.items():
-        if token in HIDDEN:
+        if by_id and token in HIDDEN and token in make(BY_ID).parser().markers:
             text = text.replace(special, "")
     return text
 
@@ -165,7 +166,7 @@ def visible(text: str) -> str:
 def test_calls_at_every_split(
     make: type[CallFormat], output: str, text: str, calls: list[Call], by_id: bool
 ) -> None:
-    format_, found = make(BY_ID if by_id else BY_TEXT), symbols(output, by_id=by_id)
+    format_, found = make(BY_ID if by_id else BY_TEXT), symbols(make, output, by_id=by_id)
     assert read(run(format_.parser(), cut(found, ()))) == (text, calls)
     assert read(run(format_.parser(), found)) == (text, calls)
     for at in range(1, len(found)):
@@ -177,8 +178,8 @@ def test_calls_at_every_split(
 @pytest.mark.parametrize("by_id", [True, False])
 @pytest.mark.parametrize(("make", "output"), TEXTS)
 def test_what_is_no_call_is_text_at_every_split(make: type[CallFormat], output: str, by_id: bool) -> None:
-    format_, found = make(BY_ID if by_id else BY_TEXT), symbols(output, by_id=by_id)
-    expected = (visible(output) if by_id else output, [])
+    format_, found = make(BY_ID if by_id else BY_TEXT), symbols(make, output, by_id=by_id)
+    expected = (visible(make, output, by_id=by_id), list[Call]())
     for at in range(len(found) + 1):
         assert read(run(format_.parser(), cut(found, (at,)))) == expected, f"cut at {at}"
 
@@ -220,7 +221,7 @@ def test_a_token_elsewhere_in_a_call_breaks_it_and_counts() -> None:
     ],
 )
 def test_broken_calls_lose_nothing_that_was_said(output: str, text: str, calls: list[Call]) -> None:
-    found = [1001, *symbols(output, by_id=False)]
+    found = [1001, *symbols(HermesCalls, output, by_id=False)]
     for at in range(len(found) + 1):
         assert read(run(HermesCalls(BY_ID).parser(), cut(found, (at,)))) == (text, calls), f"cut at {at}"
 
@@ -241,19 +242,19 @@ def test_whatever_is_written_no_split_matters_and_all_of_it_comes_out(
     make: type[CallFormat], by_id: bool, parts: list[str], cuts: list[int]
 ) -> None:
     output = "".join(parts)
-    format_, found = make(BY_ID if by_id else BY_TEXT), symbols(output, by_id=by_id)
+    format_, found = make(BY_ID if by_id else BY_TEXT), symbols(make, output, by_id=by_id)
     text, calls = read(run(format_.parser(), cut(found, ())))
     assert read(run(format_.parser(), cut(found, cuts))) == (text, calls) == read(run(format_.parser(), found))
     rest = iter(output)
     assert all(char in rest for char in text), "text is made of what was written, in its order"
     if not calls:
-        assert text == (visible(output) if by_id else output)
+        assert text == visible(make, output, by_id=by_id)
     for _, arguments, _ in calls:
-        assert arguments == "{}" or arguments in visible(output) or '"arguments": "' in output
+        assert arguments == "{}" or arguments in visible(make, output, by_id=by_id) or '"arguments": "' in output
 
 
 def seconds(make: type[CallFormat], output: str, by_id: bool) -> float:
-    found = symbols(output, by_id=by_id)
+    found = symbols(make, output, by_id=by_id)
     parser = make(BY_ID if by_id else BY_TEXT).parser()
     start = time.process_time()
     run(parser, found)
@@ -294,7 +295,7 @@ def test_arguments_are_handed_out_as_they_come() -> None:
     assert parser.feed("}}") == [CallArguments(0, "}"), CallEnd(0)]
 
 
-@pytest.mark.parametrize("text", ["Hello", '{"na', "<tool", "[TO", "```"])
+@pytest.mark.parametrize("text", ["Hello", '{"not-a-call', "<tool", "[TO", "```j", "``", '{"name": "' + 256 * "x"])
 def test_no_more_is_held_than_could_be_a_call(text: str) -> None:
     parser: Any = HermesCalls(BY_TEXT).parser()
     pieces = parser.feed(text + "?")

@@ -174,7 +174,7 @@ def load_runner(
     on_progress: OnProgress,
     is_cancelled: Callable[[], bool],
     *,
-    grammars: Mapping[str, TokenGrammar],
+    grammars: Mapping[str, TokenGrammar] | None = None,
 ) -> Runner:
     """The runner alone, with the sizes of a plan that was made before: for an executor in a process of its own.
 
@@ -191,7 +191,7 @@ def load_runner(
         )
     finally:
         prepared.checkpoint.close()
-    return make_runner(model, plan, {}, grammars)
+    return make_runner(model, plan, {}, {} if grammars is None else grammars)
 
 
 def _load(prepared: Prepared, promise: Promise, on_progress: OnProgress, is_cancelled: Callable[[], bool]) -> OpenModel:

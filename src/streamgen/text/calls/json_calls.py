@@ -12,8 +12,9 @@ if TYPE_CHECKING:
 _NAME_KEYS = frozenset({"name"})
 _ARGUMENT_KEYS = frozenset({"arguments", "parameters"})
 _CALL_KEYS = _NAME_KEYS | _ARGUMENT_KEYS | {"id", "type"}
+_LONGEST_KEY = max(map(len, _CALL_KEYS))
+_FENCES = ("\n", "json\n", "tool_call\n")
 _MAX_NAME = 256
-_MAX_FENCE = 16
 
 
 class JsonCalls(CallParser):
@@ -52,10 +53,12 @@ class JsonCalls(CallParser):
         yield from self._match("``")
 
     def _fence_name(self) -> Steps[None]:
-        for _ in range(_MAX_FENCE):
-            if (yield) == "\n":
-                return
-        raise Misfit
+        name = ""
+        while name not in _FENCES:
+            symbol = yield
+            name += symbol if isinstance(symbol, str) else symbol.literal
+            if not any(fence.startswith(name) for fence in _FENCES):
+                raise Misfit
 
     def _objects(self, symbol: Symbol, *, is_strict: bool) -> Steps[Symbol]:
         """One call or several; the first symbol after them."""
@@ -84,7 +87,7 @@ class JsonCalls(CallParser):
         early: str | None = None  # arguments that came before the name
         symbol = yield from self._space()
         while symbol == '"':
-            key = yield from self._string()
+            key = yield from self._string(limit=_LONGEST_KEY if is_strict else _MAX_NAME)
             if is_strict and key not in _CALL_KEYS:
                 raise Misfit
             if (yield from self._space()) != ":":
@@ -108,8 +111,8 @@ class JsonCalls(CallParser):
     def _name(self, symbol: Symbol) -> Steps[str]:
         if symbol != '"':
             raise Misfit
-        name = yield from self._string()
-        if not 0 < len(name) <= _MAX_NAME:
+        name = yield from self._string(limit=_MAX_NAME)
+        if not name:
             raise Misfit
         return name
 

@@ -235,8 +235,8 @@ class CallParser:
             if (yield) != char:
                 raise Misfit
 
-    def _string(self) -> Steps[str]:
-        """The value of a JSON string whose quote was taken."""
+    def _string(self, *, limit: int | None = None) -> Steps[str]:
+        """The value of a JSON string whose quote was taken, written in at most `limit` characters."""
         raw: list[str] = []
         is_escaped = False
         while True:
@@ -247,6 +247,8 @@ class CallParser:
                 return _unquote("".join(raw))
             is_escaped = symbol == "\\" and not is_escaped
             raw.append(symbol)
+            if limit is not None and len(raw) > limit:
+                raise Misfit
 
     def _container(self, first: str, sink: list[str]) -> Steps[None]:
         """A JSON object or list whose first character was taken; its text goes to `sink`. Brackets have to match."""
