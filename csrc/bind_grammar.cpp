@@ -150,18 +150,27 @@ void bind_table(nb::module_& m) {
       .def(
           "forced_bytes",
           [](const MaskTable& self, int32_t state, int32_t limit) {
-            const std::vector<uint8_t> run = self.forced_bytes(checked_state(self, state), limit);
-            return nb::bytes(reinterpret_cast<const char*>(run.data()), run.size());
+            const std::string run = self.forced_bytes(checked_state(self, state), limit);
+            return nb::bytes(run.data(), run.size());
           },
-          "state"_a, "limit"_a, "The bytes that follow without a choice.");
+          "state"_a, "limit"_a, "The bytes that follow without a choice.")
+      .def(
+          "likely_run",
+          [](const MaskTable& self, int32_t state, int32_t limit) {
+            return tuple_of(self.likely_run(checked_state(self, state), limit));
+          },
+          "state"_a, "limit"_a, nb::sig("def likely_run(self, state: int, limit: int) -> tuple[int, ...]"),
+          "Tokens that probably follow: the text does, though not how it is cut.");
 }
 
 nb::tuple taken_tuple(const GrammarSlots::Taken& taken) {
   nb::list turns;
   for (const GrammarSlots::Turn& turn : taken.turns) {
-    turns.append(nb::make_tuple(turn.index, tuple_of(turn.forced), turn.ends));
+    turns.append(nb::make_tuple(turn.index, tuple_of(turn.forced), turn.ends, tuple_of(turn.likely)));
   }
-  return nb::make_tuple(turns, tuple_of(taken.faults));
+  nb::list cuts;
+  for (const GrammarSlots::Cut& cut : taken.cuts) cuts.append(nb::make_tuple(cut.index, cut.num_kept));
+  return nb::make_tuple(turns, tuple_of(taken.faults), cuts);
 }
 
 void bind_slots(nb::module_& m) {
@@ -193,10 +202,13 @@ void bind_slots(nb::module_& m) {
           },
           "rows"_a, "num_rows"_a, "drawn"_a, "places"_a, "tokens"_a, "stride"_a,
           nb::sig("def take(self, rows: int, num_rows: int, drawn: int, places: int, tokens: int, stride: int) -> "
-                  "tuple[list[tuple[int, tuple[int, ...], bool]], tuple[int, ...]]"),
+                  "tuple[list[tuple[int, tuple[int, ...], bool, tuple[int, ...]]], tuple[int, ...], "
+                  "list[tuple[int, int]]]"),
           "Take drawn int32 [num_rows] of SAMPLE_ROW rows; places int32 [num_rows] of each row's sequence in the "
           "plan,\n"
-          "or 0: row by row. Returns turns (place, forced ids, whether it ends) and the places that failed.")
+          "or 0: row by row. Returns turns (place, forced ids, whether it ends, likely ids), the places that failed, "
+          "and\n"
+          "cuts (place, how many of its rows count).")
       .def(
           "fill",
           [](const GrammarSlots& self, int32_t slot, int32_t position, uint64_t words) {

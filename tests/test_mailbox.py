@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamgen.completion import Delta, TokenLogprob
+from streamgen.completion import Completion, Delta, Event, Reasoning, Text, TokenLogprob, ToolCall, ToolDelta
 from streamgen.errors import DeadlineExceeded, EngineFailed, PromptTooLong, StreamgenError
 from streamgen.mailbox import End, Mailbox, Signal, Waiter, Wakes, current_post, make_error
 
@@ -205,3 +207,102 @@ async def test_signal() -> None:
     signal.set()
     await signal.wait()
     assert signal.is_set() and signal.wait_blocking()
+
+
+# ---- parts ----------------------------------------------------------------------------------------------------------
+
+PARTS = st.lists(
+    st.one_of(
+        st.builds(Text, text=st.text(min_size=1, max_size=3)),
+        st.builds(Reasoning, text=st.text(min_size=1, max_size=3)),
+        st.builds(
+            ToolDelta,
+            index=st.integers(0, 2),
+            id=st.just("i"),
+            name=st.just("f"),
+            arguments=st.text(max_size=3),
+        ),
+        st.builds(ToolCall, id=st.just("i"), name=st.just("f"), arguments=st.just("{}")),
+    ),
+    max_size=5,
+)
+
+
+@given(st.lists(st.one_of(PARTS, st.none()), max_size=8))
+def test_however_it_is_read_the_parts_are_in_order_and_merged(turns: list[list[Any] | None]) -> None:
+    mailbox = Mailbox("r", clock=lambda: 0.0)
+    deltas: list[Delta] = []
+    read: list[Any] = []
+    for turn in (*turns, None):
+        if turn is not None:
+            text = "".join(part.text for part in turn if isinstance(part, Text))
+            mailbox.put(text, (), (), turn, len(turn))
+        else:
+            delta = mailbox.take()
+            if delta is not None:
+                deltas.append(delta)
+                taken = list(mailbox.taken_parts())
+                kinds = [(type(p), getattr(p, "index", 0)) for p in taken]
+                merge = [a for a, b in itertools.pairwise(kinds) if a == b and a[0] is not ToolCall]
+                assert merge == [], "neighbours of one kind are one"
+                read += taken
+    put = [part for turn in turns if turn for part in turn]
+    assert spelled(read) == spelled(put)
+    done = mailbox.completion()
+    assert done.text == "".join(d.text for d in deltas) == "".join(p.text for p in put if isinstance(p, Text))
+    assert done.reasoning == "".join(d.reasoning for d in deltas)
+    for index in {p.index for p in put if isinstance(p, ToolDelta)}:
+        whole = "".join(p.arguments for p in put if isinstance(p, ToolDelta) and p.index == index)
+        assert whole == "".join(d.arguments for delta in deltas for d in delta.tool_calls if d.index == index)
+    assert mailbox.usage.reasoning_tokens == len(put)
+
+
+def spelled(parts: list[Any]) -> list[tuple[Any, ...]]:
+    """Character by character, so that merging makes no difference."""
+    found: list[tuple[Any, ...]] = []
+    for part in parts:
+        match part:
+            case Text() | Reasoning():
+                found += [(type(part), char) for char in part.text]
+            case ToolDelta():
+                found += [(type(part), part.index, char) for char in part.arguments]
+            case _:
+                found.append((type(part),))
+    return found
+
+
+def test_text_alone_has_parts_too(mailbox: Mailbox) -> None:
+    assert list(mailbox.taken_parts()) == []
+    mailbox.put("ab", (1,), ())
+    mailbox.put("", (2,), ())
+    mailbox.take()
+    assert list(mailbox.taken_parts()) == [Text(text="ab")]
+    mailbox.put("", (3,), ())
+    mailbox.take()
+    assert list(mailbox.taken_parts()) == []
+
+
+def test_parts_wake_and_are_dropped_after_the_end(mailbox: Mailbox) -> None:
+    mailbox.put("", (), (), (Reasoning(text="r"),), 1)
+    delta = mailbox.take()
+    assert delta == Delta(reasoning="r") and mailbox.take() is None
+    mailbox.finish(End(finish_reason="cancelled"))
+    assert mailbox.put("", (), (), (Reasoning(text="s"),), 1) == []
+    assert mailbox.completion().reasoning == "r"
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        Reasoning(text="r"),
+        ToolDelta(index=1, id="a", name="f", arguments="{"),
+        ToolCall(id="a", name="f", arguments="{}"),
+        Text(text="t"),
+    ],
+)
+def test_events_round_trip(event: Any) -> None:
+    assert msgspec.json.decode(msgspec.json.encode(event), type=Event) == event
+    delta = Delta(text="t", reasoning="r", tool_calls=(ToolDelta(index=0, id="a", name="f"),))
+    assert msgspec.json.decode(msgspec.json.encode(delta), type=Delta) == delta
+    done: Completion[Any] = Completion(id="r", reasoning="r", tool_calls=(ToolCall(id="a", name="f"),))
+    assert msgspec.json.decode(msgspec.json.encode(done), type=Completion[Any]) == done

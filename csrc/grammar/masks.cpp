@@ -244,8 +244,8 @@ std::vector<int32_t> MaskTable::forced_run(int32_t state, int32_t limit) const {
   return run;
 }
 
-std::vector<uint8_t> MaskTable::forced_bytes(int32_t state, int32_t limit) const {
-  std::vector<uint8_t> run;
+std::string MaskTable::forced_bytes(int32_t state, int32_t limit) const {
+  std::string run;
   while (int32_t(run.size()) < limit && !may_stop(state)) {
     int32_t only = kNone;
     for (int byte = 0; byte < 256; ++byte) {
@@ -254,8 +254,21 @@ std::vector<uint8_t> MaskTable::forced_bytes(int32_t state, int32_t limit) const
       only = byte;
     }
     if (only == kNone) break;
-    run.push_back(uint8_t(only));
+    run.push_back(char(only));
     state = automaton_.next(state, uint8_t(only));
+  }
+  return run;
+}
+
+std::vector<int32_t> MaskTable::likely_run(int32_t state, int32_t limit) const {
+  constexpr int32_t kTokenBytes = 8;
+  std::vector<int32_t> run;
+  const std::string text = forced_bytes(state, limit * kTokenBytes);
+  for (std::string_view rest = text; !rest.empty() && int32_t(run.size()) < limit;) {
+    const int32_t token = trie_->longest_token(rest);
+    if (token < 0) break;
+    run.push_back(token);
+    rest.remove_prefix(trie_->token(token).size());
   }
   return run;
 }

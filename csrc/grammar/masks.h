@@ -8,7 +8,7 @@
 #include <list>
 #include <memory>
 #include <mutex>
-#include <optional>
+#include <string>
 #include <string_view>
 #include <unordered_map>
 #include <vector>
@@ -108,7 +108,9 @@ class MaskTable {
   // The tokens that follow without a choice, at most `limit`.
   std::vector<int32_t> forced_run(int32_t state, int32_t limit) const;
   // The bytes that follow without a choice, at most `limit`.
-  std::vector<uint8_t> forced_bytes(int32_t state, int32_t limit) const;
+  std::string forced_bytes(int32_t state, int32_t limit) const;
+  // Tokens that probably follow, at most `limit`: the text does, but not how it is cut. The longest tokens are taken.
+  std::vector<int32_t> likely_run(int32_t state, int32_t limit) const;
 
  private:
   // Of a state: the kinds of characters that all lead to one and the same state, where letters do; and how many

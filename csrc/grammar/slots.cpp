@@ -78,6 +78,14 @@ int32_t GrammarSlots::forced(const Slot& s, int32_t state) {
   return state >= 0 ? s.table->forced_token(state) : MaskTable::kNone;
 }
 
+// Tokens that probably follow: two at least, as the first one is under way when anybody hears of it.
+std::vector<int32_t> GrammarSlots::likely(const Slot& s, int32_t state) {
+  if (state < 0 || is_loose(s, state)) return {};
+  std::vector<int32_t> run = s.table->likely_run(state, kMostLikely);
+  if (run.size() < 2) run.clear();
+  return run;
+}
+
 // ---- slots ----------------------------------------------------------------------------------------------------------
 
 bool GrammarSlots::begin(int32_t slot, std::shared_ptr<const MaskTable> table, GrammarUse use, int32_t num_prompt,
@@ -119,15 +127,13 @@ void GrammarSlots::propose(int32_t slot, int32_t position, const std::vector<int
   }
 }
 
-// The token at `position`. True where it was proposed, so that what was proposed after it holds.
-bool GrammarSlots::take_token(Slot& s, int32_t position, int32_t token, const int32_t* tokens) {
-  const bool is_proposed = int32_t(s.states.size()) > s.num_taken + 1 && tokens[position] == token;
-  if (!is_proposed) {
+// The next token. What was proposed after it stays if it was proposed itself.
+void GrammarSlots::take_token(Slot& s, int32_t token, bool is_proposed) {
+  if (!is_proposed || int32_t(s.states.size()) == s.num_taken + 1) {
     s.states.resize(size_t(s.num_taken) + 1);
     s.states.push_back(next(s, s.states.back(), token));
   }
   s.num_taken++;
-  return is_proposed;
 }
 
 // Takes the tokens that are forced after `position`, and writes them there.
@@ -155,11 +161,18 @@ void GrammarSlots::take_rows(const SampleRow* rows, int32_t first, int32_t last,
   int32_t* own = tokens + rows[first].slot * stride;
   int32_t position = -1;  // of the last token that is new
   for (int32_t i = first; i < last; ++i) {
-    const int32_t output = rows[i].position + 1 - s.num_prompt;
-    if (drawn[i] < 0 || output < s.num_taken) continue;  // nothing was drawn; or it was forced, and taken before
-    if (output > s.num_taken) break;                     // verified after a draft that was wrong
-    position = rows[i].position + 1;
-    if (!take_token(s, position, drawn[i], own)) break;
+    const int32_t at = rows[i].position + 1, output = at - s.num_prompt;
+    if (drawn[i] < 0 || output > s.num_taken) break;
+    const bool comes_true = i + 1 < last && own[at] == drawn[i];  // the draft there
+    if (output == s.num_taken) {                                  // else it was forced, and taken before
+      take_token(s, drawn[i], comes_true);
+      position = at;
+      if (ends(s, s.states[size_t(s.num_taken)]) && i + 1 < last) {
+        taken.cuts.push_back({place, i + 1 - first});
+        break;
+      }
+    }
+    if (!comes_true) break;
   }
   s.states.resize(size_t(s.num_taken) + 1);
   if (position < 0) return;
@@ -168,10 +181,11 @@ void GrammarSlots::take_rows(const SampleRow* rows, int32_t first, int32_t last,
     taken.faults.push_back(place);
     return;
   }
-  Turn turn{place, {}, false};
+  Turn turn{place, {}, false, {}};
   if (s.use.wants_runs) turn.forced = run_on(s, position, own, stride);
   turn.ends = ends(s, s.states.back());
-  if (turn.ends || !turn.forced.empty()) taken.turns.push_back(std::move(turn));
+  if (!turn.ends) turn.likely = likely(s, s.states.back());
+  if (turn.ends || !turn.forced.empty() || !turn.likely.empty()) taken.turns.push_back(std::move(turn));
 }
 
 GrammarSlots::Taken GrammarSlots::take(const SampleRow* rows, int32_t num_rows, const int32_t* drawn,

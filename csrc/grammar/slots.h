@@ -40,6 +40,7 @@ struct GrammarUse {
 class GrammarSlots {
  public:
   static constexpr int32_t kMostForced = 32;  // tokens at a time
+  static constexpr int32_t kMostLikely = 16;
 
   explicit GrammarSlots(int32_t num_slots) : slots_(size_t(num_slots)) {}
 
@@ -58,13 +59,20 @@ class GrammarSlots {
     int32_t index;
     std::vector<int32_t> forced;
     bool ends;
+    std::vector<int32_t> likely;
+  };
+  // Tokens that were drawn behind the end of a grammar do not count.
+  struct Cut {
+    int32_t index, num_kept;
   };
   struct Taken {
     std::vector<Turn> turns;
     std::vector<int32_t> faults;  // places in the plan
+    std::vector<Cut> cuts;
   };
   // Take what a step drew: drawn[i] of rows[i]; places[i] is the sequence's place in the plan, or i where null. Forced
-  // tokens are written into `tokens` [num_slots, stride] behind the last one.
+  // tokens are written into `tokens` [num_slots, stride] behind the last one. Of several rows of a sequence, which
+  // verify drafts, those count that follow drafts which were drawn; `tokens` still holds the drafts.
   Taken take(const SampleRow* rows, int32_t num_rows, const int32_t* drawn, const int32_t* places, int32_t* tokens,
              int64_t stride);
 
@@ -101,7 +109,8 @@ class GrammarSlots {
   static bool is_loose(const Slot& s, int32_t state);
   static int32_t forced(const Slot& s, int32_t state);
   static bool ends(const Slot& s, int32_t state);
-  static bool take_token(Slot& s, int32_t position, int32_t token, const int32_t* tokens);
+  static std::vector<int32_t> likely(const Slot& s, int32_t state);
+  static void take_token(Slot& s, int32_t token, bool is_proposed);
   static std::vector<int32_t> run_on(Slot& s, int32_t position, int32_t* tokens, int64_t stride);
   void take_rows(const SampleRow* rows, int32_t first, int32_t last, const int32_t* drawn, int32_t place,
                  int32_t* tokens, int64_t stride, Taken& taken);

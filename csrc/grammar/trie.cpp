@@ -138,6 +138,19 @@ void TokenTrie::close_nodes(std::vector<Open>& open, size_t depth) {
   }
 }
 
+int32_t TokenTrie::longest_token(std::string_view text) const {
+  int32_t longest = -1;
+  uint32_t i = text.empty() ? kNone : child_of_root(uint8_t(text[0]));
+  for (size_t depth = 1; i != kNone; ++depth) {
+    if (nodes_[i + 1].first_id > nodes_[i].first_id) longest = ids_[nodes_[i].first_id];
+    if (depth == text.size()) break;
+    const uint32_t end = nodes_[i].skip;
+    for (++i; i < end && nodes_[i].byte != uint8_t(text[depth]);) i = nodes_[i].skip;
+    if (i >= end) i = kNone;
+  }
+  return longest;
+}
+
 int64_t TokenTrie::bytes() const {
   return int64_t(nodes_.size() * (sizeof(Node) + sizeof(About)) + 4 * (ids_.size() + offsets_.size()) + text_.size());
 }

@@ -68,6 +68,9 @@ class TokenTrie {
     return std::string_view(text_).substr(offsets_[size_t(id)], offsets_[size_t(id) + 1] - offsets_[size_t(id)]);
   }
 
+  // The longest token that `text` begins with, or -1.
+  int32_t longest_token(std::string_view text) const;
+
   // The tokens whose characters are all of these kinds: [mask_words(vocab)] words. Kept for the few sets that there
   // are.
   std::shared_ptr<const std::vector<uint32_t>> plain_tokens(Kinds kinds) const;

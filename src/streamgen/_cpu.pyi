@@ -78,6 +78,9 @@ class MaskTable:
     def forced_bytes(self, state: int, limit: int) -> bytes:
         """The bytes that follow without a choice."""
 
+    def likely_run(self, state: int, limit: int) -> tuple[int, ...]:
+        """Tokens that probably follow: the text does, though not how it is cut."""
+
 class GrammarSlots:
     """
     Where each running sequence is in its grammar; see csrc/grammar/slots.h.
@@ -111,10 +114,11 @@ class GrammarSlots:
 
     def take(
         self, rows: int, num_rows: int, drawn: int, places: int, tokens: int, stride: int
-    ) -> tuple[list[tuple[int, tuple[int, ...], bool]], tuple[int, ...]]:
+    ) -> tuple[list[tuple[int, tuple[int, ...], bool, tuple[int, ...]]], tuple[int, ...], list[tuple[int, int]]]:
         """
         Take drawn int32 [num_rows] of SAMPLE_ROW rows; places int32 [num_rows] of each row's sequence in the plan,
-        or 0: row by row. Returns turns (place, forced ids, whether it ends) and the places that failed.
+        or 0: row by row. Returns turns (place, forced ids, whether it ends, likely ids), the places that failed, and
+        cuts (place, how many of its rows count).
         """
 
     def fill(self, slot: int, position: int, words: int) -> bool:

@@ -11,12 +11,13 @@ import functools
 import inspect
 import re
 import sys
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn, get_type_hints, is_typeddict
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from streamgen.errors import InvalidRequest, OutputInvalid
 
@@ -205,8 +206,22 @@ def _own_doc(given: type) -> str:
 
 # ---- functions ------------------------------------------------------------------------------------------------------
 
+# Reading a signature takes a millisecond of the caller's loop, and a request may bring 128 of the same functions again.
+_FUNCTIONS: weakref.WeakKeyDictionary[Callable[..., Any], Tool] = weakref.WeakKeyDictionary()
+
 
 def _read_function(given: Callable[..., Any], where: str) -> Tool:
+    if not inspect.isfunction(given):
+        return _describe_function(given, where)
+    known = _FUNCTIONS.get(given)
+    if known is None:
+        tool = _describe_function(given, where)
+        _FUNCTIONS[given] = structs.replace(tool, function=None)  # which would keep its own key alive
+        return tool
+    return structs.replace(known, function=given)
+
+
+def _describe_function(given: Callable[..., Any], where: str) -> Tool:
     inner = given.func if isinstance(given, functools.partial) else given
     name = _check_name(getattr(inner, "__name__", None), where)
     where = f"{where} {name!r}"

@@ -163,16 +163,14 @@ def visible(make: type[CallFormat], text: str, *, by_id: bool) -> str:
 
 @pytest.mark.parametrize("by_id", [True, False])
 @pytest.mark.parametrize(("make", "output", "text", "calls"), CASES)
-def test_calls_at_every_split(
-    make: type[CallFormat], output: str, text: str, calls: list[Call], by_id: bool
-) -> None:
+def test_calls_at_every_split(make: type[CallFormat], output: str, text: str, calls: list[Call], by_id: bool) -> None:
     format_, found = make(BY_ID if by_id else BY_TEXT), symbols(make, output, by_id=by_id)
     assert read(run(format_.parser(), cut(found, ()))) == (text, calls)
     assert read(run(format_.parser(), found)) == (text, calls)
     for at in range(1, len(found)):
         assert read(run(format_.parser(), cut(found, (at,)))) == (text, calls), f"cut at {at}"
-    for at in itertools.combinations(range(1, len(found), 5), 2):
-        assert read(run(format_.parser(), cut(found, at))) == (text, calls), f"cut at {at}"
+    for pair in itertools.combinations(range(1, len(found), 5), 2):
+        assert read(run(format_.parser(), cut(found, pair))) == (text, calls), f"cut at {pair}"
 
 
 @pytest.mark.parametrize("by_id", [True, False])
@@ -193,13 +191,14 @@ def test_letters_that_spell_a_token_are_text(make: type[CallFormat], before: str
 
 
 def test_a_token_inside_of_a_string_is_a_part_of_it() -> None:
-    parts = [1001, '{"name": "f", "arguments": {"text": "', 1001, "x", 1002, '"}}', 1002]
+    parts: list[str | int] = [1001, '{"name": "f", "arguments": {"text": "', 1001, "x", 1002, '"}}', 1002]
     calls = [("f", '{"text": "<tool_call>x</tool_call>"}', True)]
     assert read(run(HermesCalls(BY_ID).parser(), parts)) == ("", calls)
 
 
 def test_a_token_elsewhere_in_a_call_breaks_it_and_counts() -> None:
-    parts = [1001, '{"na', 1001, '{"name": "f", "arguments": {"a": ', 1001, '{"name": "g", "arguments": {}}', 1002]
+    parts: list[str | int] = [1001, '{"na', 1001, '{"name": "f", "arguments": {"a": ', 1001]
+    parts += ['{"name": "g", "arguments": {}}', 1002]
     text, calls = read(run(HermesCalls(BY_ID).parser(), parts))
     assert (text, calls) == ('<tool_call>{"na', [("f", '{"a": ', True), ("g", "{}", True)])
 
@@ -226,10 +225,10 @@ def test_broken_calls_lose_nothing_that_was_said(output: str, text: str, calls: 
         assert read(run(HermesCalls(BY_ID).parser(), cut(found, (at,)))) == (text, calls), f"cut at {at}"
 
 
-PARTS = st.sampled_from(
-    ["<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", '{"name": "f", ', '"arguments": ', "{", "}", "[", "]"]
-    + ['{"a": 1}', '"', "\\", ":", ",", " ", "\n", "```json\n", "```", "f", "é", "null", "<|python_tag|>", "<", '"id": ']
+WRITTEN = (
+    """<tool_call> </tool_call> [TOOL_CALLS] [ARGS] <|python_tag|> { } [ ] " \\ : , < f é null ``` {"a":1}""".split()
 )
+PARTS = st.sampled_from([*WRITTEN, '{"name": "f", ', '"arguments": ', '"id": ', " ", "\n", "```json\n"])
 
 
 @given(

@@ -16,10 +16,13 @@ from numpy.typing import NDArray
 from streamgen.quantization.base import Packing  # noqa: TC001  # a field of a Struct
 
 if TYPE_CHECKING:
+    import streamgen._cpu as _cpu
     from streamgen.checkpoints.base import RawTensor
     from streamgen.models.program import Program
 
 HEAD_ROWS = 64  # most rows through the head at once, so that logits stay bounded
+
+ANY_TOKEN, GRAMMAR = -1, -2  # of SAMPLE_ROW.mask, where it is no row of StepInputs.masks
 
 Int32Array = NDArray[np.int32]
 Float32Array = NDArray[np.float32]
@@ -47,7 +50,7 @@ SAMPLE_ROW = np.dtype(
         ("bias_count", np.int32),
         ("ban_start", np.int32),  # slice of StepInputs.ban_ids: ids that may not be drawn
         ("ban_count", np.int32),
-        ("mask", np.int32),  # row of StepInputs.masks; -1: every token is allowed
+        ("mask", np.int32),  # row of StepInputs.masks; -1: every token is allowed; -2: StepInputs.grammars is asked
         ("logits", np.int32),  # -1: sample; else: row of StepOutputs.logits that gets its logits, nothing is drawn yet
         ("seed", np.uint64),
     ],
@@ -65,6 +68,7 @@ class StepInputs(Struct, kw_only=True):
     samples       SAMPLE_ROW [num_samples], rows ascending; may be empty
     bias_ids, bias_values, ban_ids   flat, sliced by the sample rows
     masks         uint32 [num_masks, ceil(vocab / 32)]: bit t & 31 of word t >> 5 allows token t
+    grammars      what a row with the mask GRAMMAR may draw, by its slot and position; None if there is no such row
     """
 
     tokens: Int32Array
@@ -77,6 +81,7 @@ class StepInputs(Struct, kw_only=True):
     bias_values: Float32Array
     ban_ids: Int32Array
     masks: NDArray[np.uint32]
+    grammars: _cpu.GrammarSlots | None = None
 
 
 class StepOutputs(Struct, kw_only=True):

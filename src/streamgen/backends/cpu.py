@@ -208,6 +208,7 @@ class CpuModel:
             outputs.top_ids.shape[1],
             outputs.logits.ctypes.data,
             len(outputs.logits),
+            inputs.grammars,
         )
 
     def take_op_seconds(self) -> list[float]:

@@ -1,9 +1,10 @@
 """The sampler, said plainly: one row of logits at a time, in numpy.
 
 It defines what the fast samplers must do. A row goes through: log-probabilities of the raw logits, if asked for; the
-host's logits processors, if it has some (they run between `finish_row` and `sample_row`); bias; bans and grammar mask;
-penalties; temperature; top_k, top_p, min_p, typical_p, each on what the former kept; one draw. Logits are
-changed in float32, so that ties stay ties in every implementation; probabilities are float64.
+host's logits processors, if it has some (they run between `finish_row` and `sample_row`); bias; grammar mask, and bans
+as far as they leave something of it; penalties; temperature; top_k, top_p, min_p, typical_p, each on what the former
+kept; one draw. Logits are changed in float32, so that ties stay ties in every implementation; probabilities are in
+float64.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+from streamgen.backends.base import GRAMMAR
 
 if TYPE_CHECKING:
     from streamgen.backends.base import Float32Array, StepInputs, StepOutputs
@@ -98,11 +101,25 @@ def _biased(inputs: StepInputs, row: np.void, raw: Float32Array) -> Float32Array
 
 def _allowed(inputs: StepInputs, row: np.void, vocab: int) -> NDArray[np.bool_]:
     is_allowed = np.ones(vocab, np.bool_)
-    if row["mask"] >= 0:
+    words = _mask(inputs, row, vocab)
+    if words is not None:
         ids = np.arange(vocab)
-        is_allowed = (inputs.masks[row["mask"], ids // 32] >> (ids % 32).astype(np.uint32)) & 1 == 1
-    is_allowed[inputs.ban_ids[row["ban_start"] : row["ban_start"] + row["ban_count"]]] = False
-    return is_allowed
+        is_allowed = (words[ids // 32] >> (ids % 32).astype(np.uint32)) & 1 == 1
+    is_free = is_allowed.copy()
+    is_free[inputs.ban_ids[row["ban_start"] : row["ban_start"] + row["ban_count"]]] = False
+    return is_free if words is None or is_free.any() else is_allowed
+
+
+def _mask(inputs: StepInputs, row: np.void, vocab: int) -> NDArray[np.uint32] | None:
+    """The bits of what the row may draw; None for everything."""
+    if row["mask"] >= 0:
+        return inputs.masks[row["mask"]]
+    if row["mask"] != GRAMMAR:
+        return None
+    assert inputs.grammars is not None, "a row's grammar is missing"
+    words = np.zeros(-(-vocab // 32), np.uint32)
+    is_limited = inputs.grammars.fill(int(row["slot"]), int(row["position"]), words.ctypes.data)
+    return words if is_limited else None
 
 
 def _penalized(inputs: StepInputs, row: np.void, x: Float32Array) -> Float32Array:

@@ -20,16 +20,17 @@ from streamgen.backends.base import (
     StepOutputs,
     empty_outputs,
 )
+from streamgen.execution.grammars import NOTHING_TAKEN, Drawn, Taken
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from streamgen.execution.grammars import Grammars
     from streamgen.execution.slots import ScoreRange, Slots
     from streamgen.messages import StepPlan
 
 _NO_IDS: Int32Array = np.zeros(0, np.int32)
 _NO_VALUES: Float32Array = np.zeros(0, np.float32)
-_NO_MASKS: NDArray[np.uint32] = np.zeros((0, 0), np.uint32)
 
 
 class HeadRows(Struct):
@@ -53,7 +54,7 @@ class Decode:
     Made of such a step; `repeats` says whether another one is alike in all but its positions, `advance` fills these in.
     """
 
-    def __init__(self, plan: StepPlan, inputs: StepInputs, head: HeadRows) -> None:
+    def __init__(self, plan: StepPlan, inputs: StepInputs, head: HeadRows, grammars: Grammars) -> None:
         self.inputs = inputs
         self.head = head
         self.outputs: StepOutputs = empty_outputs(len(head.rows), 0)
@@ -62,6 +63,8 @@ class Decode:
         self._starts = inputs.starts.data
         self._layout = Layout(f"{len(plan.slots)}i")
         self._positions = head.rows["position"]
+        self._grammars = grammars
+        self._drawn = Drawn(head.rows, self.outputs.token, inputs.tokens) if grammars.concern(head.rows) else None
 
     @staticmethod
     def is_one(plan: StepPlan, slots: Slots, head: HeadRows) -> bool:
@@ -86,6 +89,12 @@ class Decode:
         """Make them those of a step at these positions."""
         self._layout.pack_into(self._starts, 0, *starts)
         self._positions[:] = self.inputs.starts
+        if len(self.inputs.masks):
+            self._grammars.fill_masks(self.head.rows, self.inputs.tokens, self.inputs.masks)
+
+    def take(self) -> Taken:
+        """What the sequences' grammars say, once the step was run."""
+        return NOTHING_TAKEN if self._drawn is None else self._grammars.take(self._drawn)
 
 
 def make_inputs(plan: StepPlan, slots: Slots) -> tuple[StepInputs, HeadRows]:
@@ -101,6 +110,7 @@ def make_inputs(plan: StepPlan, slots: Slots) -> tuple[StepInputs, HeadRows]:
     if slots.processors:
         head.num_logits = _number_logits(head.rows)
     bias_ids, bias_values = _fill_biases(head.rows, slots)
+    masks = slots.grammars.make_masks(head.rows, slots.tokens)
     inputs = StepInputs(
         tokens=slots.tokens,
         page_tables=slots.page_tables,
@@ -111,7 +121,8 @@ def make_inputs(plan: StepPlan, slots: Slots) -> tuple[StepInputs, HeadRows]:
         bias_ids=bias_ids,
         bias_values=bias_values,
         ban_ids=_fill_bans(head.rows, slots),
-        masks=_NO_MASKS,
+        masks=masks,
+        grammars=slots.grammars.automata,
     )
     return inputs, head
 

@@ -68,9 +68,7 @@ class GrammarReceiver:
         if isinstance(message, SetVocabulary):
             from streamgen.grammar.vocabulary import GrammarVocabulary
 
-            self._vocabulary = GrammarVocabulary(
-                list(message.tokens), message.stop_ids, vocab_size=message.vocab_size
-            )
+            self._vocabulary = GrammarVocabulary(list(message.tokens), message.stop_ids, vocab_size=message.vocab_size)
         elif isinstance(message, DropGrammar):
             self.table.pop(message.key, None)
         else:

@@ -13,17 +13,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 
 from streamgen.backends.base import LoadedModel, StepOutputs, empty_outputs
+from streamgen.execution.grammars import NOTHING_TAKEN, Drawn, Grammars, Taken
 from streamgen.execution.inputs import Decode, HeadRows, make_inputs
 from streamgen.execution.processors import PROCESSOR_SECONDS, ProcessorFault, ProcessorRow, ProcessorThread
 from streamgen.execution.slots import Slots
 from streamgen.messages import Fault, StepDone, StepPlan, TokenLogprobs
+from streamgen.scheduling.sequence import count_agreeing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from streamgen.backends.base import Float32Array, StepInputs
+    from streamgen.grammar.grammar import TokenGrammar
 
 
 class Runner:
@@ -31,6 +35,7 @@ class Runner:
 
     processors          logits processors by request id, see `Begin.processors`; owned by who accepts requests
     processor_seconds   how long those of one request may take in one step
+    grammars            by key, see `GrammarUse`; owned likewise
     """
 
     def __init__(
@@ -42,10 +47,13 @@ class Runner:
         page_size: int,
         processors: Mapping[int, tuple[Callable[..., object], ...]] | None = None,
         processor_seconds: float = PROCESSOR_SECONDS,
+        grammars: Mapping[str, TokenGrammar] | None = None,
     ) -> None:
         self._model: LoadedModel | None = model
+        table = {} if grammars is None else grammars
+        self._make_grammars = partial(Grammars, table, num_slots=num_slots, vocab_size=model.vocab_size)
         self._make_slots = partial(Slots, num_slots=num_slots, max_context=max_context, page_size=page_size)
-        self._slots = self._make_slots()
+        self._slots = self._make_slots(grammars=self._make_grammars())
         self._decode: Decode | None = None  # of the last step, if it was one
         self._processors = {} if processors is None else processors
         self._processor_thread = ProcessorThread(processor_seconds)
@@ -63,7 +71,7 @@ class Runner:
             return _run_decode(decode, plan, model, wake_fd)
         inputs, head = make_inputs(plan, self._slots)
         if Decode.is_one(plan, self._slots, head):
-            self._decode = decode = Decode(plan, inputs, head)
+            self._decode = decode = Decode(plan, inputs, head, self._slots.grammars)
             return _run_decode(decode, plan, model, wake_fd)
         self._decode = None
         return self._run(plan, model, inputs, head, wake_fd)
@@ -78,8 +86,10 @@ class Runner:
         started = time.perf_counter()
         model.step(inputs, outputs, wake_fd)
         faults = self._process(plan, model, inputs, head, outputs) if head.num_logits else ()
+        taken = self._take_drawn(plan, head, outputs)
         seconds = time.perf_counter() - started
-        return _results(plan.step, head, outputs, seconds, faults)
+        done = _results(plan.step, head, outputs, seconds)
+        return _said(done, faults, taken) if faults or taken is not NOTHING_TAKEN else done
 
     def resident_bytes(self) -> int:
         """Bytes of pages and workspace that are in memory now. Any thread; 0 while there is no model."""
@@ -95,7 +105,7 @@ class Runner:
         else:
             self._model.close()
             self._model = None
-        self._slots = self._make_slots()
+        self._slots = self._make_slots(grammars=self._make_grammars())
         self._decode = None  # its arrays were the slots'
 
     @property
@@ -126,6 +136,25 @@ class Runner:
         for slot, start, drafts in zip(plan.slots, plan.starts, plan.drafts, strict=False):
             if drafts:
                 self._slots.write_ids(slot, start + 1, drafts)
+
+    def _take_drawn(self, plan: StepPlan, head: HeadRows, outputs: StepOutputs) -> Taken:
+        """What grammars say to the tokens; then those that follow verified drafts are written behind them."""
+        slots = self._slots
+        taken = NOTHING_TAKEN
+        if slots.grammars.concern(head.rows):
+            places = np.repeat(np.arange(len(plan.slots), dtype=np.int32), np.add(head.scores, head.samples))
+            taken = slots.grammars.take(Drawn(head.rows, outputs.token, slots.tokens, places))
+        if max(plan.samples) > 1:
+            self._write_verified(plan, list(_split_ids(outputs.token.tolist(), head)))
+        return taken
+
+    def _write_verified(self, plan: StepPlan, drawn: list[tuple[int, ...]]) -> None:
+        for slot, start, count, drafts, ids in zip(
+            plan.slots, plan.starts, plan.counts, plan.drafts, drawn, strict=True
+        ):
+            if len(ids) > 1:
+                kept = count_agreeing(drafts[1 - len(ids) :], ids)
+                self._slots.tokens[slot, start + count - len(ids) + 1 + kept] = ids[kept]
 
     def _process(
         self, plan: StepPlan, model: LoadedModel, inputs: StepInputs, head: HeadRows, outputs: StepOutputs
@@ -195,14 +224,28 @@ def _run_decode(decode: Decode, plan: StepPlan, model: LoadedModel, wake_fd: int
     decode.advance(plan.starts)
     started = time.perf_counter()
     model.step(decode.inputs, decode.outputs, wake_fd)
+    taken = decode.take()
     seconds = time.perf_counter() - started
-    return StepDone(step=plan.step, tokens=tuple(zip(decode.outputs.token.tolist())), seconds=seconds)
+    done = StepDone(step=plan.step, tokens=tuple(zip(decode.outputs.token.tolist())), seconds=seconds)
+    return done if taken is NOTHING_TAKEN else _said(done, (), taken)
 
 
-def _results(step: int, head: HeadRows, outputs: StepOutputs, seconds: float, faults: tuple[Fault, ...]) -> StepDone:
+def _said(done: StepDone, faults: tuple[Fault, ...], taken: Taken) -> StepDone:
+    """With what processors and grammars said to it."""
+    tokens, logprobs = list(done.tokens), list(done.logprobs)
+    for place, num_kept in taken.cuts.items():
+        tokens[place] = tokens[place][:num_kept]
+        if logprobs:
+            logprobs[place] = logprobs[place][:num_kept]
+    return replace(
+        done, tokens=tuple(tokens), logprobs=tuple(logprobs), faults=faults + taken.faults, turns=taken.turns
+    )
+
+
+def _results(step: int, head: HeadRows, outputs: StepOutputs, seconds: float) -> StepDone:
     ids = outputs.token.tolist()
     if not any(head.scores) and (head.rows["num_top"] < 0).all():
-        return StepDone(step=step, tokens=tuple(_split_ids(ids, head)), seconds=seconds, faults=faults)
+        return StepDone(step=step, tokens=tuple(_split_ids(ids, head)), seconds=seconds)
     logprobs = _logprobs(head, outputs)
     tokens, drawn, scored = [], [], []
     at = 0
@@ -218,7 +261,6 @@ def _results(step: int, head: HeadRows, outputs: StepOutputs, seconds: float, fa
         logprobs=tuple(drawn),
         scores=tuple(scored),
         seconds=seconds,
-        faults=faults,
     )
 
 

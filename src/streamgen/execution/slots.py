@@ -16,6 +16,7 @@ from streamgen.backends.base import SAMPLE_ROW, Int32Array
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from streamgen.execution.grammars import Grammars
     from streamgen.messages import Begin
 
 _T = TypeVar("_T")
@@ -44,9 +45,10 @@ class Slots:
     templates     SAMPLE_ROW [num_slots], everything of a sample row that does not change from step to step
     biases, bans, scores   only for the slots that have them, so that others cost nothing
     processors    slot -> the request whose logits processors it has; `failed` are the slots where these failed already
+    grammars      what their outputs have to obey
     """
 
-    def __init__(self, *, num_slots: int, max_context: int, page_size: int) -> None:
+    def __init__(self, *, num_slots: int, max_context: int, page_size: int, grammars: Grammars) -> None:
         self.tokens: Int32Array = np.zeros((num_slots, max_context + 1), np.int32)
         self.page_tables: Int32Array = np.zeros((num_slots, -(-(max_context + 1) // page_size)), np.int32)
         self.templates: NDArray[np.void] = np.zeros(num_slots, SAMPLE_ROW)
@@ -55,6 +57,7 @@ class Slots:
         self.scores: dict[int, ScoreRange] = {}
         self.processors: dict[int, int] = {}
         self.failed: set[int] = set()
+        self.grammars = grammars
         self._num_pages = [0] * num_slots
 
     def are_plain(self, slots: tuple[int, ...]) -> bool:
@@ -91,6 +94,7 @@ class Slots:
     def write_ids(self, slot: int, position: int, ids: tuple[int, ...]) -> None:
         """Drafts to verify, or the correction after a rollback."""
         self.tokens[slot, position : position + len(ids)] = ids
+        self.grammars.propose(slot, position, ids)
 
     def _fill_template(self, begin: Begin) -> None:
         sampling, row = begin.sampling, self.templates[begin.slot]
@@ -100,7 +104,7 @@ class Slots:
         row["num_top"] = -1 if sampling.logprobs is None else sampling.logprobs
         row["num_prompt"] = begin.num_prompt
         row["sample_index"] = begin.sample_index
-        row["mask"] = -1
+        row["mask"] = self.grammars.begin(begin)
         row["logits"] = -1 if begin.processors is None else 0  # numbered step by step
         for name in (
             "top_k",

@@ -1,16 +1,17 @@
 """From a regular expression to a table over bytes.
 
-Outlines builds the automaton. It is asked for one over bytes, which takes milliseconds, rather than over the tokens of a
-vocabulary, which takes seconds and hundreds of megabytes where strings are long; which tokens a state allows is found
+Outlines builds the automaton. It is asked for one over bytes, which takes milliseconds, rather than over the tokens of
+a vocabulary, which takes seconds and hundreds of megabytes where strings are long; which tokens a state allows is found
 out later, for the states that are reached. Bytes that a pattern never tells apart are one column of the table.
 
-A pattern R is built as R followed by a zero byte. An engine that is asked for R alone drops what may follow a text that
-matches already (`foo|foobar` would lose `foobar`). So no text ever holds a zero byte.
+A pattern R is built between two zero bytes, which no text holds. Without the second, the engine drops what may follow a
+text that matches already (`foo|foobar` would lose `foobar`). Without the first, its other automaton, which finds R
+anywhere and which nobody asked for, has a set of states for each way in which matches may overlap: a string of at most
+20 characters with escapes takes a minute, one of 200 does not end.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from streamgen.errors import SchemaError, SchemaTooComplex
+from streamgen.errors import SchemaError
 from streamgen.grammar import charsets
 from streamgen.grammar.bounds import DEFAULT_LIMITS, estimate_states
 from streamgen.grammar.grammar import GrammarStats
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from streamgen.grammar.vocabulary import GrammarVocabulary
 
 _UNUSED_EOS = 1 << 20  # an id that is no byte, for an engine that wants one
-_MAX_SPELLING_STEPS = 2_000_000
 
 
 class ByteAutomaton(Struct, frozen=True):
@@ -68,17 +68,12 @@ class ByteAutomaton(Struct, frozen=True):
                 return None
         return state
 
-    def used_bytes(self) -> list[int]:
-        """The bytes that some text holds."""
-        used = (self.transitions >= 0).any(axis=0)
-        return [int(byte) for byte in np.flatnonzero(used[self.classes])]
-
 
 def build_automaton(pattern: str, limits: CompileLimits = DEFAULT_LIMITS) -> ByteAutomaton:
     """The automaton of the texts that a regular expression matches whole.
 
     Raises:
-        SchemaError: it is no regular expression of the dialect, or no text matches. SchemaTooComplex: it passes a limit.
+        SchemaError: it is none of the dialect, or no text matches. SchemaTooComplex: it passes a limit.
     """
     parsed = read_pattern(pattern, limits)
     if parsed.rust is None:
@@ -98,12 +93,12 @@ def _representatives(pattern: Pattern) -> NDArray[np.int64]:
 
 
 def _index(rust: str, columns: NDArray[np.int64]) -> Any:
-    from outlines_core import Index, Vocabulary
+    from outlines_core import Index, Vocabulary  # type: ignore[import-untyped]  # it has no types
 
     first_bytes = np.unique(columns, return_index=True)[1]
     vocabulary = Vocabulary(_UNUSED_EOS, {bytes([byte]): [column] for column, byte in enumerate(first_bytes)})
     try:
-        return Index(rf"(?:{rust})\x00", vocabulary)
+        return Index(rf"\x00(?:{rust})\x00", vocabulary)
     except Exception as error:  # its only word for a pattern that Rust does not read
         raise SchemaError(f"regex: {_first_line(error)}", keyword="pattern") from error
 
@@ -113,10 +108,10 @@ def _first_line(error: Exception) -> str:
 
 
 def _table(index: Any, columns: NDArray[np.int64], limits: CompileLimits) -> ByteAutomaton:
-    """Renumber the states that can be reached without a zero byte, which is column 0, in the order of a search."""
+    """Renumber the states between the zero bytes, which are column 0, in the order of a search."""
     transitions: dict[int, dict[int, int]] = index.get_transitions()
     finals: set[int] = set(index.get_final_states())
-    start = index.get_initial_state()
+    start = transitions[index.get_initial_state()][0]
     numbers = {start: 0}
     order = [start]
     for state in order:  # grows as it goes
@@ -138,7 +133,8 @@ def _table(index: Any, columns: NDArray[np.int64], limits: CompileLimits) -> Byt
 def _merged(columns: NDArray[np.int64], table: NDArray[np.int32], accepting: NDArray[np.uint8]) -> ByteAutomaton:
     """With equal columns made one."""
     merged: dict[bytes, int] = {}
-    kept, renamed = [], np.empty(table.shape[1], np.uint8)
+    kept: list[int] = []
+    renamed = np.empty(table.shape[1], np.uint8)
     for number, column in enumerate(np.ascontiguousarray(table.T)):
         key = column.tobytes()
         if key not in merged:
@@ -146,3 +142,76 @@ def _merged(columns: NDArray[np.int64], table: NDArray[np.int32], accepting: NDA
             kept.append(number)
         renamed[number] = merged[key]
     return ByteAutomaton(renamed[columns], np.ascontiguousarray(table[:, kept]), accepting)
+
+
+class AutomatonDump(Struct, frozen=True, tag="automaton"):
+    """An automaton as plain data; the table is `num_classes` wide."""
+
+    stats: GrammarStats
+    num_classes: int
+    classes: bytes
+    transitions: bytes
+    accepting: bytes
+
+
+class AutomatonGrammar:
+    """An automaton as a `Grammar`."""
+
+    def __init__(self, automaton: ByteAutomaton, stats: GrammarStats) -> None:
+        self.automaton = automaton
+        self.stats = stats
+
+    @classmethod
+    def compile(
+        cls, pattern: str, limits: CompileLimits = DEFAULT_LIMITS, *, warnings: tuple[str, ...] = ()
+    ) -> AutomatonGrammar:
+        """That of a regular expression; raises as `build_automaton` does."""
+        start = time.perf_counter()
+        automaton = build_automaton(pattern, limits)
+        stats = GrammarStats(
+            backend="outlines",
+            states=automaton.num_states,
+            bytes=automaton.nbytes,
+            seconds=time.perf_counter() - start,
+            warnings=warnings,
+        )
+        return cls(automaton, stats)
+
+    @classmethod
+    def load(cls, dump: AutomatonDump) -> AutomatonGrammar:
+        """What was dumped."""
+        transitions = np.frombuffer(dump.transitions, np.int32).reshape(-1, dump.num_classes)
+        classes, accepting = (np.frombuffer(data, np.uint8) for data in (dump.classes, dump.accepting))
+        return cls(ByteAutomaton(classes, transitions, accepting), dump.stats)
+
+    def accepts(self, text: bytes) -> bool:
+        """Whether exactly this may be the whole output."""
+        state = self.automaton.walk(text)
+        return state is not None and bool(self.automaton.accepting[state])
+
+    def prefix_ok(self, text: bytes) -> bool:
+        """Whether some output begins with this."""
+        return self.automaton.walk(text) is not None
+
+    def dump(self) -> bytes:
+        """Everything about it."""
+        table = self.automaton
+        return msgspec.msgpack.encode(
+            AutomatonDump(
+                self.stats,
+                table.transitions.shape[1],
+                table.classes.tobytes(),
+                table.transitions.tobytes(),
+                table.accepting.tobytes(),
+            )
+        )
+
+    def bind(self, vocabulary: GrammarVocabulary) -> TokenGrammar:
+        """The grammar over the tokens of a vocabulary.
+
+        Raises:
+            SchemaError: the vocabulary cannot spell it.
+        """
+        from streamgen.grammar.tokens import AutomatonTokens
+
+        return AutomatonTokens.bind(self.automaton, vocabulary, self.stats)

@@ -1,13 +1,12 @@
 """Limits of compiling, and the refusal of what would pass them before anything is built.
 
-Building an automaton can neither be interrupted nor bounded once it runs, and ends the process when memory does. So the
-size is estimated first: the automaton's states are walked as sets of positions, which is what building does too, but with
-a count of states and of steps at which the walk gives up. It takes a few microseconds a state and no memory to speak of.
+Building an automaton can neither be interrupted nor bounded once it runs, and ends the process when memory does. So its
+size is estimated first: its states are walked as sets of positions, which is what building does too, but with a count
+of states and of steps at which the walk gives up. It takes a few microseconds a state, and no memory to speak of.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from streamgen.errors import SchemaError
 from streamgen.grammar import charsets
 from streamgen.grammar.pattern import read_pattern
 from streamgen.grammar.positions import too_complex
+from streamgen.grammar.schema.limits import SchemaLimits
 
 if TYPE_CHECKING:
     from streamgen.grammar.pattern import Pattern
@@ -25,11 +25,10 @@ if TYPE_CHECKING:
 class CompileLimits(Struct, frozen=True, kw_only=True):
     """What one grammar may cost; each is a `bound` of SchemaTooComplex.
 
-    max_schema_bytes     of a schema's text
-    max_schema_depth     objects and arrays inside each other in a schema's text
+    schema               those of a schema itself
     max_cfg_bytes        of a grammar's text
-    max_cfg_depth        parentheses inside each other in a grammar
-    max_cfg_rules        rules of a grammar
+    max_cfg_lines        of a grammar's text
+    max_cfg_depth        brackets inside each other in a grammar
     max_regex_chars      of a regular expression
     max_regex_nesting    groups inside each other
     max_repeats          product of the counted repeats inside each other, {2}{3} being 6
@@ -40,11 +39,10 @@ class CompileLimits(Struct, frozen=True, kw_only=True):
     max_child_bytes      of memory that compiling takes there
     """
 
-    max_schema_bytes: int = 1 << 16
-    max_schema_depth: int = 64
+    schema: SchemaLimits = SchemaLimits()
     max_cfg_bytes: int = 1 << 16
+    max_cfg_lines: int = 2_000
     max_cfg_depth: int = 64
-    max_cfg_rules: int = 1_000
     max_regex_chars: int = 200_000
     max_regex_nesting: int = 200
     max_repeats: int = 5_000
@@ -159,7 +157,9 @@ class _Walk:
                 edges += ((low, True, symbol), (high + 1, False, symbol))
         edges.sort()
         self._spend(len(edges))
-        found, open_symbols, before = set(), set(), -1
+        found: set[frozenset[int]] = set()
+        open_symbols: set[int] = set()
+        before = -1
         for at, opens, symbol in edges:
             if at != before and open_symbols:
                 found.add(frozenset(open_symbols))
@@ -181,20 +181,37 @@ class _Walk:
             raise too_complex("max_states", self._limits.max_states, "states", "more")
 
 
-_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
+_LARK_TOKENS = re.compile(
+    r'"(?:[^"\\\n]|\\.)*"|/(?!/)(?:[^/\\\n]|\\.)+/|(?://|\#)[^\n]*|[\[({]|[\])}]|<[^>\n]*>?', re.DOTALL
+)
 
 
-def check_schema_text(text: str, limits: CompileLimits = DEFAULT_LIMITS) -> None:
-    """Size and depth of a schema, before anything parses it: parsers recurse.
+def check_cfg_text(text: str, limits: CompileLimits = DEFAULT_LIMITS) -> None:
+    """Size of a grammar of rules, before anything parses it.
 
     Raises:
         SchemaTooComplex: it passes a limit.
     """
     size = len(text.encode(errors="surrogatepass"))
-    if size > limits.max_schema_bytes:
-        raise too_complex("max_schema_bytes", limits.max_schema_bytes, "bytes of schema", size)
+    if size > limits.max_cfg_bytes:
+        raise too_complex("max_cfg_bytes", limits.max_cfg_bytes, "bytes of grammar", size)
+    lines = text.count("\n") + 1
+    if lines > limits.max_cfg_lines:
+        raise too_complex("max_cfg_lines", limits.max_cfg_lines, "lines of grammar", lines)
+
+
+def check_lark_text(text: str, limits: CompileLimits = DEFAULT_LIMITS) -> None:
+    """Depth of a grammar in Lark's syntax, and what it may not speak of.
+
+    Raises:
+        SchemaTooComplex: it passes a limit. SchemaError: it names special tokens.
+    """
     depth = 0
-    for found in _BRACKETS.finditer(text):
-        depth += {"{": 1, "[": 1, "}": -1, "]": -1}.get(found[0], 0)
-        if depth > limits.max_schema_depth:
-            raise too_complex("max_schema_depth", limits.max_schema_depth, "objects and arrays inside each other", "more")
+    for found in _LARK_TOKENS.finditer(text):
+        token = found[0]
+        if token[0] == "<":
+            line = text.count("\n", 0, found.start()) + 1
+            raise SchemaError(f"grammar: expected text alone, got a special token (<...>), at line {line}")
+        depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(token, 0)
+        if depth > limits.max_cfg_depth:
+            raise too_complex("max_cfg_depth", limits.max_cfg_depth, "brackets inside each other", "more")

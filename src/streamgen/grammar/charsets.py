@@ -9,12 +9,12 @@ from array import array
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 Ranges: TypeAlias = tuple[tuple[int, int], ...]  # inclusive, ascending, neither touching nor overlapping
 
 LAST = 0x10FFFF
-_SURROGATES = (0xD800, 0xDFFF)
+_NEVER = ((0, 0), (0xD800, 0xDFFF))  # see `writable`
 _LENGTH_ENDS = (0x7F, 0x7FF, 0xFFFF, LAST)  # the last code point of each number of bytes
 _MANY_STATES = 8  # states between the bytes of a range that crosses every boundary there is
 
@@ -42,14 +42,15 @@ def invert(ranges: Ranges) -> Ranges:
     return tuple(gaps)
 
 
-def encodable(ranges: Ranges) -> Ranges:
-    """Those that UTF-8 can write: no surrogates."""
-    low, high = _SURROGATES
-    if not any(first <= high and last >= low for first, last in ranges):
+def writable(ranges: Ranges) -> Ranges:
+    """Those that an output may hold: no surrogates, which UTF-8 cannot write, and no NUL, which ends a text here."""
+    if not any(first <= high and last >= low for first, last in ranges for low, high in _NEVER):
         return ranges
-    below = ((first, min(last, low - 1)) for first, last in ranges if first < low)
-    above = ((max(first, high + 1), last) for first, last in ranges if last > high)
-    return merge((*below, *above))
+    kept = list(ranges)
+    for low, high in _NEVER:
+        below = [(first, min(last, low - 1)) for first, last in kept if first < low]
+        kept = below + [(max(first, high + 1), last) for first, last in kept if last > high]
+    return merge(kept)
 
 
 @functools.cache
@@ -84,13 +85,20 @@ def byte_cuts(ranges: Ranges) -> set[int]:
     """Every byte at which a range of bytes may begin where these characters are spelled in UTF-8."""
     cuts: set[int] = set()
     for low, high in ranges:
-        if high < 0x80:
-            cuts.update((low, high + 1))
-            continue
-        for edge in (low, high):
-            for byte in chr(edge).encode():
-                cuts.update((byte, byte + 1))
+        for first, last in _by_length(low, high):
+            for byte in (*chr(first).encode(), *chr(last).encode()):
+                cuts.update((byte, byte + 1) if last > 0x7F else (first, last + 1))
     return cuts
+
+
+def _by_length(low: int, high: int) -> Iterator[tuple[int, int]]:
+    """A range in parts that have equally many bytes."""
+    for end in _LENGTH_ENDS:
+        if low <= end:
+            yield low, min(high, end)
+            low = end + 1
+        if low > high:
+            return
 
 
 def utf8_states(ranges: Ranges) -> int:
@@ -105,13 +113,8 @@ def utf8_states(ranges: Ranges) -> int:
 
 
 def _states_between(low: int, high: int) -> int:
-    states, start = 0, low
-    for width, end in enumerate(_LENGTH_ENDS):
-        if start <= end and width > 0:
-            last = min(high, end)
-            same_lead = start >> 6 == last >> 6
-            states += width if same_lead else 2 * width
-            start = last + 1
-        if start > high:
-            break
+    states = 0
+    for first, last in _by_length(low, high):
+        between = len(chr(last).encode()) - 1
+        states += between if first >> 6 == last >> 6 else 2 * between
     return states

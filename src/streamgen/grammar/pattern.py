@@ -2,8 +2,9 @@ r"""The dialect of regular expressions: read, checked, and written again for a R
 
 A pattern means what `re.fullmatch` means by it, so that an answer can be checked with the standard library: `\d`, `\w`
 and `\s` are those of Unicode, `.` is anything but a newline. Lazy quantifiers and names of groups change nothing.
-`\p{..}`, `\x{..}`, `\u{..}` and `\z` of Rust are understood too. What a finite automaton cannot do, and what would mean
-something else in the middle of a text, is refused by name and position. Reading is one pass without recursion.
+`\p{..}`, `\x{..}`, `\u{..}` and `\z` of Rust are understood too. No text holds the character NUL. What a finite
+automaton cannot do, and what would mean something else in the middle of a text, is refused by name and position.
+Reading is one pass without recursion.
 """
 
 from __future__ import annotations
@@ -171,6 +172,8 @@ class _Reader:
         else:
             if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
                 self._refuse("a lone surrogate is no character that UTF-8 can write", at)
+            if "\0" in text:
+                self._refuse("the character NUL is never written", at)
             self._add(self._positions.literal(text))
 
     def _escape(self, text: str, at: int) -> None:
@@ -197,7 +200,7 @@ class _Reader:
                 self._refuse(f"{text} is past the last character there is", at)
             return code
         if kind in "pP" and rest:
-            return Charset(_EVERYTHING, text, is_exact=False)
+            return Charset(_EVERYTHING, f"[{text}--\\x00]", is_exact=False)
         if kind in "01234567" and text[1:].isdigit():
             return int(text[1:], 8)
         if kind in "dwsDWS":
@@ -225,8 +228,8 @@ class _Reader:
         if "i" in self._groups[-1].flags:
             ranges = charsets.fold(ranges)
         if properties:
-            exact = charset(ranges).text if ranges else ""
-            return Charset(_EVERYTHING, f"[{'^' if is_inverted else ''}{properties}{exact}]", is_exact=False)
+            exact = f"[{'^' if is_inverted else ''}{properties}{charset(ranges).text if ranges else ''}]"
+            return Charset(_EVERYTHING, f"[{exact}--\\x00]", is_exact=False)
         return charset(charsets.invert(ranges) if is_inverted else ranges)
 
     def _members(self, text: str, start: int, at: int) -> tuple[Ranges, str]:
@@ -355,7 +358,9 @@ class _Reader:
     def _add(self, part: Part) -> None:
         branch = self._groups[-1].branch
         if branch.dollar is not None:
-            self._refuse("an anchor in the middle is not supported: the whole text is matched in any case", branch.dollar)
+            self._refuse(
+                "an anchor in the middle is not supported: the whole text is matched in any case", branch.dollar
+            )
         self._settle(branch)
         branch.newest = part
         branch.is_quantified = False

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 ALTERNATION, SEQUENCE, ATOM = range(3)  # how tightly a text holds together
 
-_META = str.maketrans({char: f"\\{char}" for char in r"\.+*?()|[]{}^$#&-~"})
+_ESCAPES = str.maketrans(
+    {chr(code): f"\\x{{{code:X}}}" for code in (*range(32), 127)}
+    | {char: f"\\{char}" for char in r"\.+*?()|[]{}^$#&-~"}
+)
 
 
 def too_complex(bound: str, limit: float, unit: str, found: int | str) -> SchemaTooComplex:
@@ -43,8 +46,8 @@ class Charset(Struct, frozen=True):
 
 
 def charset(ranges: Ranges) -> Charset:
-    """That of some characters."""
-    ranges = charsets.encodable(ranges)
+    """That of some characters: those that an output may hold."""
+    ranges = charsets.writable(ranges)
     if len(ranges) == 1 and ranges[0][0] == ranges[0][1]:
         return Charset(ranges, escape(chr(ranges[0][0])))
     return Charset(ranges, f"[{''.join(_range_text(low, high) for low, high in ranges)}]")
@@ -56,7 +59,7 @@ def _range_text(low: int, high: int) -> str:
 
 def escape(text: str) -> str:
     """Exactly this text, as Rust reads it."""
-    return text.translate(_META)
+    return text.translate(_ESCAPES)
 
 
 class Part(Struct):
@@ -108,7 +111,7 @@ class Positions:
         return Part(here, here)
 
     def literal(self, text: str) -> Part:
-        """Exactly this text."""
+        """Exactly this text, of at least one character."""
         begin, end = len(self.symbols), len(self.symbols) + len(text)
         self._check_size(end)
         self.symbols.extend(map(self._char_id, text))

@@ -15,7 +15,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import core_schema
 
 from streamgen.errors import SchemaError
-from streamgen.grammar.reading import Unreadable, name_of
+from streamgen.grammar.reading import Unreadable, name_of, read_with
 from streamgen.grammar.types import (
     KEY_INTEGER,
     KEY_NUMBER,
@@ -72,8 +72,8 @@ class PydanticReader:
     def read(self, data: str | bytes) -> Any:
         """The value."""
         try:
-            return self._adapter.validate_json(data)
-        except pydantic.ValidationError as error:
+            return read_with(self._adapter.validate_json, data, pydantic.ValidationError)
+        except (pydantic.ValidationError, UnicodeError) as error:
             raise Unreadable(_describe(error)) from error
 
     def convert(self, value: Any) -> Any:
@@ -81,8 +81,10 @@ class PydanticReader:
         return self._adapter.validate_python(value)
 
 
-def _describe(error: pydantic.ValidationError) -> str:
+def _describe(error: pydantic.ValidationError | UnicodeError) -> str:
     """Its first complaint, without the value; what a validator function says may quote it, so only that it failed."""
+    if isinstance(error, UnicodeError):
+        return type(error).__name__
     errors = error.errors(include_url=False, include_context=False, include_input=False)
     first = errors[0]
     place = "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in first["loc"])
@@ -185,6 +187,13 @@ def _key(schema: Schema) -> Schema:
             return text_of(KEY_NUMBER)
         case "boolean":
             return {"enum": ["true", "false"]}
+        case None | "string":
+            pass
+        case _:
+            raise SchemaError("output: keys of a dict: expected what can be read from a string")
+    if "anyOf" in schema:
+        options = [_key(option) for option in schema["anyOf"]]
+        return {} if {"type": "string"} in options else {"anyOf": options}
     if "const" in schema:
         schema = {"enum": [schema["const"]]}
     if "enum" in schema:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
+import re
 import typing
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,6 +14,8 @@ from streamgen.errors import SchemaError
 from streamgen.grammar.types import Schema, UnsupportedType, schema_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from streamgen.grammar.pydantic_types import PydanticReader
 
 
@@ -81,7 +84,7 @@ class MsgspecReader:
     def read(self, data: str | bytes) -> Any:
         """The value."""
         try:
-            return self._decoder.decode(data)
+            return read_with(self._decoder.decode, data, msgspec.ValidationError)
         except (msgspec.DecodeError, UnicodeError, RecursionError) as error:  # the first is that of validation too
             raise Unreadable(_describe(error)) from error
 
@@ -96,6 +99,25 @@ class MsgspecReader:
 
     def _convert(self, cls: Any, value: Any) -> Any:
         return self._custom[cls].convert(value)
+
+
+_FRACTION = re.compile(r'"(?:[^"\\]|\\.)*"|\.0+(?![0-9eE])')
+
+
+def read_with(decode: Callable[[str], Any], data: str | bytes, refused: type[Exception]) -> Any:
+    """What `decode` reads. To JSON schema 1.0 is an integer, to decoders not: what they refuse is tried with 1 too."""
+    text = data if isinstance(data, str) else data.decode()
+    try:
+        return decode(text)
+    except refused:
+        plain = _FRACTION.sub(lambda match: match[0] if match[0].startswith('"') else "", text)
+        if plain == text:
+            raise
+        try:
+            return decode(plain)
+        except refused:
+            pass
+        raise
 
 
 def _pydantic_reader(tp: object, *, prefix: str = "") -> PydanticReader:

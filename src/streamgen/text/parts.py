@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 _PROMPT_END = 16  # ids of a prompt that tell whether it has opened the reasoning
 
 
+def describe_tools(tools: Sequence[Definition]) -> list[dict[str, Any]]:
+    """Tools as a chat template gets them: what `strict` says is not the model's business."""
+    return [{**tool, "function": {k: v for k, v in tool["function"].items() if k != "strict"}} for tool in tools]
+
+
 class OutputFormats:
     """What may be told apart in a model's outputs. Safe to share between threads.
 
@@ -42,7 +47,7 @@ class OutputFormats:
         default, for_tools = _sources(template)
         self._has_template = bool(for_tools)
         self._takes_tools = takes_tools(for_tools)
-        self.reasoning = find_reasoning(default, tokenizer.token_id) if default else None
+        self.reasoning = find_reasoning(default, lambda text: tokenizer.token_id(text))
         self.calls = find_format(for_tools, _call_tokens(tokenizer)) if self._takes_tools else None
 
     def parts(

@@ -30,6 +30,8 @@ DRAFTS = {
     "https://json-schema.org/draft/2020-12/schema": 2020,
 }
 LATEST = 2020
+# The keyword of schemas made here for the parts of an array or object under `enum`; every draft has it.
+CONSTANT = "\0const"
 
 
 class Place(Struct, frozen=True, eq=False):
@@ -81,7 +83,7 @@ class Document:
         """A place for a schema that only this JSON value satisfies."""
         key = f"{pointer}\0{json.dumps(value, default=str)}"
         if key not in self._by_pointer:
-            self._by_pointer[key] = self._new({"const": value}, pointer, "")
+            self._by_pointer[key] = self._new({CONSTANT: value}, pointer, "")
         return self._by_pointer[key]
 
     def resolve(self, place: Place, keyword: str) -> Place:
