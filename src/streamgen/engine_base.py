@@ -17,6 +17,7 @@ from streamgen.actors.supervisor import TAKES_REQUESTS, Call, EngineThread
 from streamgen.actors.world import RealWorld
 from streamgen.config import EngineOptions, EngineState, LoadProgress, MemoryPlan, make_options
 from streamgen.errors import ConfigError, EngineClosed, InvalidRequest, NotSupported
+from streamgen.grammar.source import RegexSource
 from streamgen.mailbox import End, Wakes
 from streamgen.metrics import Stats
 from streamgen.prompt import Message, Prompt, Rendered, check_text, parse_prompt
@@ -31,6 +32,7 @@ from streamgen.request import (
 )
 from streamgen.sampling import Sampling, SamplingFields
 from streamgen.tracefile import write_trace
+from streamgen.values import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -260,7 +262,8 @@ class EngineBase:
         from streamgen.grammar.outputs import read_output  # what types mean is known where one is asked for
 
         plan = read_output(output)
-        return plan, self._open_thread().compile(plan.source)
+        source = plan.source or RegexSource(pattern=ANY_TEXT)
+        return plan, self._open_thread().compile(source)
 
     def _submission(self, prompt: Prompt, fields: Mapping[str, Any], **how: Any) -> Submission:
         spec = check_request(prompt, fields)
@@ -289,6 +292,7 @@ class EngineBase:
             warnings.warn(f"{self!r} was dropped while open, and closed", ResourceWarning, stacklevel=2, source=self)
 
 
+ANY_TEXT = r"[\s\S]*"
 STREAM_FIELDS = tuple(name for name in RequestFields.__annotations__ if name not in SamplingFields.__annotations__)
 
 
@@ -328,11 +332,11 @@ def wants_logprobs(fields: Mapping[str, Any]) -> bool:
     return fields.get("logprobs", sampling.logprobs if sampling is not None else None) is not None
 
 
-def sampled(submission: Submission, n: int, *, keeps_logprobs: bool) -> list[Completion[None]]:
+def sampled(submission: Submission, n: int, *, keeps_logprobs: bool) -> list[Completion[Any]]:
     """The best `n` completions of a request that has ended; raises what ended it."""
     for mailbox in submission.mailboxes:
         mailbox.raise_error()
-    completions = [mailbox.completion() for mailbox in submission.mailboxes]
+    completions = [Outcome(submission.output).check(mailbox.completion()) for mailbox in submission.mailboxes]
     if len(completions) > n:
         completions = sorted(completions, key=_mean_logprob, reverse=True)[:n]
         if not keeps_logprobs:

@@ -17,10 +17,19 @@ import anyio
 from msgspec import Struct
 
 from streamgen.completion import Completion  # noqa: TC001  # decoding needs the type
-from streamgen.errors import EngineClosed, EngineFailed, EngineOverloaded, InvalidRequest, RateLimited, StreamgenError
+from streamgen.errors import (
+    EngineClosed,
+    EngineFailed,
+    EngineOverloaded,
+    GenerationError,
+    InvalidRequest,
+    RateLimited,
+    StreamgenError,
+)
 from streamgen.mailbox import Mailbox, Notifier, Waiter, Wakes, make_error
 from streamgen.prompt import user
 from streamgen.request import check_request
+from streamgen.values import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,6 +103,7 @@ class _Letter(Mailbox):
     def __init__(self, index: int, submission: Submission, arrivals: _Arrivals, *, clock: Callable[[], float]) -> None:
         super().__init__(submission.id, clock=clock)
         self.index = index
+        self._outcome = Outcome(submission.output)
         self._arrivals = arrivals
 
     def finish(self, end: End, prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None) -> list[Waiter]:
@@ -106,9 +116,13 @@ class _Letter(Mailbox):
     def result(self) -> Result[Any]:
         """What the request came to; it has ended."""
         assert self.end is not None, "a result of a request that runs"
-        if self.end.code is None:
-            return Ok(self.index, self.completion())
-        return Err(self.index, make_error(self.end, request_id=self.request_id, partial=self.completion()))
+        completion = self.completion()
+        if self.end.code is not None:
+            return Err(self.index, make_error(self.end, request_id=self.request_id, partial=completion))
+        try:
+            return Ok(self.index, self._outcome.check(completion))
+        except GenerationError as error:
+            return Err(self.index, error)
 
 
 class MapBase(Generic[T]):

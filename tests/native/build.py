@@ -45,7 +45,7 @@ KINDS = {
     "asan": Kind(options=("-DSGCPU_OPTIMIZE=-O1", f"-DCMAKE_CXX_FLAGS=-fsanitize=address,undefined {_SANITIZERS}")),
     "tsan": Kind(
         options=("-DSGCPU_OPTIMIZE=-O1", f"-DCMAKE_CXX_FLAGS=-fsanitize=thread {_SANITIZERS}"),
-        suites=("pool", "program"),
+        suites=("pool", "program", "grammar"),
     ),
 }
 

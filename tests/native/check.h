@@ -147,5 +147,6 @@ void test_rows(const Tables& tables);
 void test_attention(const Tables& tables);
 void test_program(const Tables& tables);
 void test_pool();
+void test_grammar();
 
 }  // namespace sg::test

@@ -3,7 +3,7 @@
 //
 //   native_test            every suite, on every instruction set of this processor
 //   native_test levels     the instruction sets of this processor, the best first
-//   native_test SUITE...   dense integers rows attention program pool
+//   native_test SUITE...   dense integers rows attention program pool grammar
 #include <cstdio>
 #include <functional>
 #include <map>
@@ -24,8 +24,13 @@ Tables available() {
 }
 
 const std::map<std::string, std::function<void(const Tables&)>> kSuites = {
-    {"dense", test_dense},         {"integers", test_integers}, {"rows", test_rows},
-    {"attention", test_attention}, {"program", test_program},   {"pool", [](const Tables&) { test_pool(); }},
+    {"dense", test_dense},
+    {"integers", test_integers},
+    {"rows", test_rows},
+    {"attention", test_attention},
+    {"program", test_program},
+    {"pool", [](const Tables&) { test_pool(); }},
+    {"grammar", [](const Tables&) { test_grammar(); }},
 };
 
 int run(std::vector<std::string> names) {

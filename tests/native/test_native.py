@@ -12,7 +12,7 @@ from tests.native import build
 if TYPE_CHECKING:
     from pathlib import Path
 
-SUITES = ("attention", "dense", "integers", "pool", "program", "rows")
+SUITES = ("attention", "dense", "grammar", "integers", "pool", "program", "rows")
 BUILD_SECONDS = 900  # once: builds are kept
 
 

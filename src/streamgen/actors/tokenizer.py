@@ -29,6 +29,7 @@ from streamgen.messages import (
     Submit,
     TokenizerInbox,
 )
+from streamgen.text.parts import describe_tools
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -327,7 +328,9 @@ _DETAILS = ("prompt_tokens", "max_context", "param", "pointer", "keyword", "boun
 
 
 def _template_arguments(submit: Submit) -> dict[str, Any]:
-    return {"tools": submit.tools} if submit.tools and submit.tool_choice != "none" else {}
+    if not submit.tools or submit.tool_choice == "none":
+        return {}
+    return {"tools": describe_tools(submit.tools)}
 
 
 def _try_encode(encoder: PromptEncoder, submit: Submit) -> Encoded:

@@ -24,6 +24,7 @@ from streamgen.quantization.base import Packing, TensorType
 from streamgen.quantization.packing import asked_packing, choose_packing, is_what_was_asked
 from streamgen.scheduling.scheduler import Limits
 from streamgen.text.chat import ChatTemplates
+from streamgen.text.parts import OutputFormats
 from streamgen.text.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from streamgen.models.config import ModelConfig
     from streamgen.models.program import LinearWeight, Program
     from streamgen.sampling import Sampling
-    from streamgen.text.parts import OutputFormats
 
 EMBEDDING = "model.embed_tokens.weight"
 
@@ -93,7 +93,7 @@ class OpenModel:
         self.limits = limits_of(plan, prepared.options)
         self.processors: dict[int, tuple[Callable[..., object], ...]] = {}
         self.grammars: dict[str, TokenGrammar] = {}
-        self.formats: OutputFormats | None = None
+        self.formats = text.formats
         self.runner = make_runner(model, plan, self.processors, self.grammars)
         self._promise = promise
         self._recipe = _Recipe.of(prepared, plan)
@@ -367,14 +367,16 @@ def make_runner(
         max_context=plan.max_context,
         page_size=PAGE_SIZE,
         processors=processors,
+        grammars=grammars,
     )
 
 
 class OpenText(Struct):
-    """How a checkpoint's text becomes ids, and messages text."""
+    """How a checkpoint's text becomes ids, messages text, and what may be told apart in what it writes."""
 
     tokenizer: Tokenizer
     templates: ChatTemplates
+    formats: OutputFormats
 
 
 def open_text(checkpoint: Checkpoint, options: EngineOptions) -> OpenText:
@@ -382,4 +384,5 @@ def open_text(checkpoint: Checkpoint, options: EngineOptions) -> OpenText:
     source = checkpoint.tokenizer_source
     tokenizer = load_tokenizer(source)
     sources = source.chat_templates if options.chat_template is None else {"default": options.chat_template}
-    return OpenText(tokenizer, ChatTemplates(sources, special_tokens=tokenizer.special_tokens))
+    templates = ChatTemplates(sources, special_tokens=tokenizer.special_tokens)
+    return OpenText(tokenizer, templates, OutputFormats(tokenizer, sources))

@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from streamgen.hub_models import OnProgress
     from streamgen.models.config import ModelConfig
     from streamgen.sampling import Sampling
-    from streamgen.text.parts import OutputFormats
 
 logger = logging.getLogger(__name__)
 
@@ -342,7 +341,7 @@ class RemoteModel:
         self.limits = limits_of(plan, prepared.options)
         self.processors: dict[int, tuple[Callable[..., object], ...]] = {}
         self.grammars = grammars
-        self.formats: OutputFormats | None = None
+        self.formats = text.formats
         self.runner = runner
         self._promise = promise
 

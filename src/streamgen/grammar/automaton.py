@@ -86,7 +86,7 @@ def build_automaton(pattern: str, limits: CompileLimits = DEFAULT_LIMITS) -> Byt
 
 def _representatives(pattern: Pattern) -> NDArray[np.int64]:
     """The column of each byte, [256]: bytes that begin no range of any set are like the byte before them."""
-    cuts = {0, 1, 0x80}
+    cuts = {0, 1, 0x80, 0xC0}  # NUL; where the bytes that continue a character begin and end
     for kind in pattern.charsets:
         cuts |= charsets.byte_cuts(kind.ranges) if kind.is_exact else set(range(256))
     return np.searchsorted(np.array(sorted(cuts)), np.arange(256), side="right") - 1

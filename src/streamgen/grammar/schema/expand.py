@@ -208,7 +208,8 @@ class Expander:
     def _parts(self, written: Written) -> Iterator[tuple[Atom, ...]]:
         """What each keyword allows, in the order written: it decides the order of properties."""
         plain = [keyword for keyword in written if keyword in KEYWORDS]
-        first = "properties" if "properties" in written else plain[0] if plain else None
+        first = next((keyword for keyword in plain if keyword in ("properties", "additionalProperties")), None)
+        first = first or (plain[0] if plain else None)
         for keyword in written:
             if keyword == first:
                 yield asserted(written, self)
