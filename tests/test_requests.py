@@ -75,6 +75,11 @@ BAD_REQUESTS: list[tuple[Any, dict[str, Any], str]] = [
     ("x", {"stop_ids": [-1]}, "stop_ids: expected token ids <"),
     ("x", {"logit_bias": {VOCAB_SIZE: 1.0}}, "logit_bias: expected token ids <"),
     ("x", {"stop": ""}, "stop: expected strings of 1 to 256 bytes"),
+    ("x", {"output": "a"}, "output: expected a type, .*, got a str"),
+    ("x", {"output": int, "stop": "."}, "stop: a request with output= ends where its value does"),
+    ("x", {"output": int, "stop_ids": [1]}, "stop_ids: a request with output= ends where"),
+    ("x", {"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools: expected a chat as the prompt"),
+    ([{"role": "user", "content": "x"}], {"tool_choice": "required"}, "tool_choice|tools"),
 ]
 
 
@@ -90,9 +95,6 @@ async def test_bad_requests_are_refused_when_made() -> None:
 
 
 NOT_YET: list[tuple[str, Any]] = [
-    ("output", str),
-    ("tools", [print]),
-    ("tool_choice", "required"),
     ("adapter", object()),
 ]
 
@@ -125,7 +127,7 @@ async def test_methods_of_later_versions_say_so() -> None:
     engine = sg.Engine(_opener=FakeOpener())
     with pytest.raises(sg.NotSupported, match="beam_search"):
         await engine.beam_search("x", width=2)
-    for name in ("compile", "embed", "load_adapter"):
+    for name in ("embed", "load_adapter"):
         with pytest.raises(sg.NotSupported, match=name):
             await getattr(engine, name)("x")
 
@@ -214,7 +216,7 @@ def test_options_are_checked_by_the_constructor() -> None:
         ({"speculation": object()}, "speculation: object is not available"),
         ({"step_budget_ms": 50.0}, "step_budget_ms: 50.0 is not available"),
         ({"tenants": {"a": object()}}, "tenants: 'a': expected a Tenant or its fields, got object"),
-        ({"grammars": [object()]}, "grammars: list is not available"),
+        ({"grammars": 7}, "grammars: expected a sequence of output types, got int"),
         ({"idle_sleep": 0.0}, "idle_sleep: expected seconds > 0"),
     ]
     for options, match in cases:

@@ -136,10 +136,10 @@ async def test_result_is_usable_at_any_time(opener: FakeOpener, engine: sg.Engin
     assert expected_text(HELLO, 30).startswith(stream.result.text)
 
 
-async def test_structured_readers_are_refused_by_name(engine: sg.Engine) -> None:
+async def test_values_of_plain_text_are_refused_by_name(engine: sg.Engine) -> None:
     stream = engine.stream("hello")
     for name in ("partials", "items", "fields"):
-        with pytest.raises(sg.NotSupported, match=name):
+        with pytest.raises(sg.InvalidRequest, match=name):
             getattr(stream, name)()
     stream.cancel()
     assert (await stream.final()).finish_reason == "cancelled"

@@ -179,9 +179,11 @@ bool MaskTable::takes_all(uint32_t node, int32_t state) const {
 MaskRow MaskTable::derive(int32_t state) const {
   std::vector<uint32_t> words(size_t(mask_words(vocab())));
   Kinds known = 0;
-  if (!texts_.empty() && (texts_[size_t(state)].run >= trie_->max_depth() || texts_[size_t(state)].run == kEndless)) {
-    known = texts_[size_t(state)].kinds;
-    if (known != 0) words = *trie_->plain_tokens(known);
+  const Text text = texts_.empty() ? Text{} : texts_[size_t(state)];
+  const auto plain = plain_.find(text.kinds);
+  if (plain != plain_.end() && (text.is_exact || text.run == kEndless || text.run >= trie_->max_depth())) {
+    known = text.kinds;
+    words = plain->second->at_most(text.run == kEndless ? trie_->max_depth() : text.run);
   }
   walk(state, known, [&](const int32_t* first, const int32_t* last, int32_t) {
     for (; first != last; ++first) set_bit(words, *first);
@@ -278,12 +280,12 @@ std::vector<int32_t> MaskTable::likely_run(int32_t state, int32_t limit) const {
 void MaskTable::find_texts() {
   // NOTE: what lies below a node is not looked at state by state, so every state has to be live.
   if (!live_.empty()) return;
-  std::vector<Text> texts(size_t(num_states()), Text{0, 0});
+  std::vector<Text> texts(size_t(num_states()), Text{});
   std::vector<int32_t> targets(size_t(num_states()), kNone);
   for (int32_t state = 0; state < num_states(); ++state) {
     const int32_t target = after_letters(state);
     targets[size_t(state)] = target;
-    if (target != kNone) texts[size_t(state)] = {kinds_to(state, target), Kinds(target == state ? kEndless : 0)};
+    if (target != kNone) texts[size_t(state)] = {kinds_to(state, target), Kinds(target == state ? kEndless : 0), 0};
   }
   // A chain of states that take the same kinds, or more and more, is as good as one state for as many characters.
   for (int32_t state = 0; state < num_states(); ++state) {
@@ -298,11 +300,40 @@ void MaskTable::find_texts() {
     for (; !chain.empty(); chain.pop_back()) {
       Text& text = texts[size_t(chain.back())];
       const Text after = texts[size_t(targets[size_t(chain.back())])];
-      if ((text.kinds & ~after.kinds) != 0) continue;
+      if ((text.kinds & ~after.kinds) != 0) {
+        text.is_exact = !takes_any(targets[size_t(chain.back())], text.kinds);
+        continue;
+      }
       text.run = after.run == kEndless ? kEndless : std::min<Kinds>(kEndless - 1, after.run + 1);
+      text.is_exact = after.is_exact && after.run < kEndless - 1 && after.kinds == text.kinds;
     }
   }
   texts_ = std::move(texts);
+  find_plain_tokens();
+}
+
+// Now rather than when a row is derived, which holds up a step.
+void MaskTable::find_plain_tokens() {
+  constexpr size_t kMost = 4;
+  std::map<Kinds, int32_t> counts;
+  for (const Text text : texts_) {
+    if (text.kinds != 0) counts[text.kinds]++;
+  }
+  while (plain_.size() < kMost && !counts.empty()) {
+    const auto most = std::max_element(counts.begin(), counts.end(),
+                                       [](const auto& a, const auto& b) { return a.second < b.second; });
+    plain_[most->first] = trie_->plain_tokens(most->first);
+    counts.erase(most);
+  }
+}
+
+// Whether a character of any of these kinds may begin.
+bool MaskTable::takes_any(int32_t state, Kinds kinds) const {
+  for (int byte = 0; byte < 256; ++byte) {
+    const int kind = byte < 0x80 ? ascii_kind(uint8_t(byte)) : kMultibyte;
+    if ((kinds >> kind & 1) && automaton_.next(state, uint8_t(byte)) != kNone) return true;
+  }
+  return false;
 }
 
 // The state that every lower-case letter leads to, or kNone.

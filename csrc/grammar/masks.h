@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstdint>
 #include <list>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -118,6 +119,7 @@ class MaskTable {
   struct Text {
     Kinds kinds : 42;
     Kinds run : 8;
+    Kinds is_exact : 1;  // after `run` of them none of these kinds may follow
   };
   static constexpr int kEndless = 255;
 
@@ -131,6 +133,8 @@ class MaskTable {
   int32_t after_letters(int32_t state) const;
   Kinds kinds_to(int32_t state, int32_t target) const;
   bool takes_multibyte(int32_t state, int32_t target) const;
+  bool takes_any(int32_t state, Kinds kinds) const;
+  void find_plain_tokens();
   bool is_token(uint8_t byte) const;
   void find_live();
 
@@ -138,7 +142,8 @@ class MaskTable {
   const Automaton automaton_;
   std::vector<int32_t> stop_ids_;  // ascending
   const std::shared_ptr<MaskCache> cache_;
-  std::vector<Text> texts_;    // per state
+  std::vector<Text> texts_;                                               // per state; empty: of none
+  std::map<Kinds, std::shared_ptr<const TokenTrie::PlainTokens>> plain_;  // of the kinds of most states
   std::vector<uint8_t> live_;  // per state, whether tokens lead to an end from it; empty: from all
   // Per state what first_tokens found: not asked yet, none, one (its id, shifted), several.
   mutable std::vector<std::atomic<int32_t>> first_tokens_;

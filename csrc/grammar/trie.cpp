@@ -8,8 +8,6 @@ namespace sg {
 namespace {
 
 constexpr uint32_t kNone = 0xffffffffu;
-constexpr size_t kMostPlain = 16;  // sets of kinds whose tokens are kept; automata of text have one or two
-
 // Order of the bytes, of equal tokens the lower id first.
 struct Key {
   uint64_t head;  // the first 8 bytes, the first of all on top
@@ -155,21 +153,34 @@ int64_t TokenTrie::bytes() const {
   return int64_t(nodes_.size() * (sizeof(Node) + sizeof(About)) + 4 * (ids_.size() + offsets_.size()) + text_.size());
 }
 
-std::shared_ptr<const std::vector<uint32_t>> TokenTrie::plain_tokens(Kinds kinds) const {
+std::shared_ptr<const TokenTrie::PlainTokens> TokenTrie::plain_tokens(Kinds kinds) const {
   const std::lock_guard<std::mutex> lock(plain_mutex_);
-  const auto known = plain_.find(kinds);
-  if (known != plain_.end()) return known->second;
-  auto words = std::make_shared<std::vector<uint32_t>>(size_t(mask_words(vocab())));
+  if (std::shared_ptr<const PlainTokens> known = plain_[kinds].lock()) return known;
+  auto plain = std::make_shared<PlainTokens>();
+  auto& up_to = plain->up_to_;
+  up_to.resize(1, std::vector<uint32_t>(size_t(mask_words(vocab()))));
+  std::vector<int32_t> begun(size_t(max_depth_) + 1);  // characters, by depth
+  std::vector<uint8_t> is_boundary(size_t(max_depth_) + 1, 1);
   for (uint32_t i = 0; i < uint32_t(num_nodes());) {
-    const bool is_plain = kinds >> about_[i].kind & 1;
-    const uint32_t next = is_plain ? i + 1 : nodes_[i].skip;
-    const uint32_t end = is_plain ? nodes_[i + 1].first_id : nodes_[i].first_id;
-    for (uint32_t k = nodes_[i].first_id; k < end; ++k) (*words)[size_t(ids_[k]) / 32] |= 1u << (ids_[k] % 32);
-    i = next;
+    const Node& node = nodes_[i];
+    if (!(kinds >> about_[i].kind & 1)) {
+      i = node.skip;
+      continue;
+    }
+    const int32_t count = begun[node.depth - 1u] + is_boundary[node.depth - 1u];
+    begun[node.depth] = count;
+    is_boundary[node.depth] = about_[i].is_boundary;
+    if (up_to.size() <= size_t(count)) up_to.resize(size_t(count) + 1, std::vector<uint32_t>(up_to[0].size()));
+    for (uint32_t k = node.first_id; k < nodes_[i + 1].first_id; ++k) {
+      up_to[size_t(count)][size_t(ids_[k]) / 32] |= 1u << (ids_[k] % 32);
+    }
+    ++i;
   }
-  if (plain_.size() >= kMostPlain) plain_.clear();
-  plain_[kinds] = words;
-  return words;
+  for (size_t n = 1; n < up_to.size(); ++n) {
+    for (size_t w = 0; w < up_to[n].size(); ++w) up_to[n][w] |= up_to[n - 1][w];
+  }
+  plain_[kinds] = plain;
+  return plain;
 }
 
 }  // namespace sg

@@ -5,6 +5,7 @@
 // nowhere skips a subtree. Within text nearly everything is allowed, and a subtree need not be walked whose characters
 // are all of kinds that the automaton does not tell apart. So the kinds of characters in each subtree are known.
 #pragma once
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <map>
@@ -71,9 +72,17 @@ class TokenTrie {
   // The longest token that `text` begins with, or -1.
   int32_t longest_token(std::string_view text) const;
 
-  // The tokens whose characters are all of these kinds: [mask_words(vocab)] words. Kept for the few sets that there
-  // are.
-  std::shared_ptr<const std::vector<uint32_t>> plain_tokens(Kinds kinds) const;
+  // The tokens whose characters are all of some kinds, by how many they begin: bits of those with n at most.
+  class PlainTokens {
+   public:
+    const std::vector<uint32_t>& at_most(int32_t n) const { return up_to_[std::min(size_t(n), up_to_.size() - 1)]; }
+
+   private:
+    friend class TokenTrie;
+    std::vector<std::vector<uint32_t>> up_to_;  // [longest + 1][mask_words(vocab)]
+  };
+  // Made once, as long as somebody has them.
+  std::shared_ptr<const PlainTokens> plain_tokens(Kinds kinds) const;
 
  private:
   struct Open {
@@ -91,7 +100,7 @@ class TokenTrie {
   std::array<uint32_t, 256> root_;
   int32_t max_depth_ = 0;
   mutable std::mutex plain_mutex_;
-  mutable std::map<Kinds, std::shared_ptr<const std::vector<uint32_t>>> plain_;
+  mutable std::map<Kinds, std::weak_ptr<const PlainTokens>> plain_;
 };
 
 }  // namespace sg

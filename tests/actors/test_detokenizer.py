@@ -24,7 +24,7 @@ LOGPROB = TokenLogprobs(-0.5, 1)
 class Host:
     """Routes, and what a host would read."""
 
-    def __init__(self, **options: int) -> None:
+    def __init__(self, **options: Any) -> None:
         self.routes: dict[int, tuple[Mailbox, ...]] = {}
         self.detokenizer = Detokenizer(TOKENIZER, self, **options)
 

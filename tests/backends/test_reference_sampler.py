@@ -43,7 +43,7 @@ def make_inputs(history: list[int] | None = None, **fields: Any) -> StepInputs:
     history = [5] if history is None else history
     tokens = np.full((1, len(history) + 1), -7, np.int32)
     tokens[0, : len(history)] = history
-    arrays: dict[str, NDArray[Any]] = {
+    arrays: dict[str, Any] = {
         "bias_ids": np.zeros(0, np.int32),
         "bias_values": np.zeros(0, np.float32),
         "ban_ids": np.zeros(0, np.int32),

@@ -15,13 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from streamgen.backends.base import Backend, LoadOptions
+from streamgen.backends.base import Backend, LoadOptions, StepInputs, StepOutputs
 from streamgen.backends.cpu import CpuBackend
 from streamgen.backends.reference import ReferenceBackend
 from streamgen.checkpoints.open import CheckpointWeights, open_checkpoint
 from streamgen.execution.runner import Runner
-from streamgen.grammar.grammar import GrammarStats
-from streamgen.grammar.tokens import AutomatonTokens
 from streamgen.grammar.vocabulary import GrammarVocabulary
 from streamgen.messages import Admit, GrammarUse, StepPlan
 from streamgen.models.registry import build_program
@@ -29,7 +27,7 @@ from streamgen.sampling import ResolvedSampling
 from streamgen.scheduling.scheduler import Limits, Scheduler
 from streamgen.testing.tiny import write_tiny_model
 from tests.execution.test_grammars import Wrapped
-from tests.grammar.automata import STRING, automaton
+from tests.grammar.automata import STRING, automaton, bound
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -69,7 +67,7 @@ class Model:
         tokens = [WIDE[i - 1] if 0 < i <= len(WIDE) else bytes([i]) for i in _byte_order(folder)] + [b""] * 5
         self.vocabulary = GrammarVocabulary(tokens, (EOS,), vocab_size=self.loaded.vocab_size)
         for name, regex in REGEXES.items():
-            made = AutomatonTokens.bind(automaton(regex), self.vocabulary, GrammarStats(backend="outlines"))  # type: ignore[arg-type]
+            made = bound(automaton(regex), self.vocabulary)
             self.grammars[name] = made
             self.grammars[f"{name}-matcher"] = Wrapped(made)
 
@@ -174,7 +172,7 @@ def check_obeyed(model: Model, requests: Sequence[Admit], outputs: Outputs, fini
                 completed += 1
             else:
                 assert finishes[message.request_id, index] == "length"
-                assert automaton(REGEXES[name]).walk(0, found) is not None, found
+                assert automaton(REGEXES[name]).walk(found) is not None, found
     return completed
 
 
@@ -309,22 +307,18 @@ def test_a_grammar_that_is_gone_ends_its_sequence_alone(model: Model) -> None:
     assert {key: outputs[key] for key in alone} == alone
 
 
-def test_a_decode_of_constrained_sequences_is_made_once(model: Model) -> None:
+def test_a_decode_of_constrained_sequences_is_made_once(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is built anew from step to step as long as nothing is forced."""
     runner = model.runner()
     made: list[int] = []
-    loaded = model.loaded
-    step = loaded.step
+    step = model.loaded.step
 
-    def counted(inputs: Any, *rest: Any) -> None:
+    def counted(inputs: StepInputs, outputs: StepOutputs, wake_fd: int | None = None) -> None:
         made.append(id(inputs))
-        step(inputs, *rest)
+        step(inputs, outputs, wake_fd)
 
-    loaded.step = counted  # type: ignore[method-assign]
-    try:
-        run(runner, [request(n, "unicode-matcher" if n % 2 else "number", max_tokens=6) for n in range(1, 5)], depth=1)
-    finally:
-        loaded.step = step  # type: ignore[method-assign]
+    monkeypatch.setattr(model.loaded, "step", counted)
+    run(runner, [request(n, "unicode-matcher" if n % 2 else "number", max_tokens=6) for n in range(1, 5)], depth=1)
     assert len(set(made)) < len(made)
 
 

@@ -11,11 +11,10 @@ import pytest
 from streamgen.backends.base import ANY_TOKEN, GRAMMAR, SAMPLE_ROW
 from streamgen.execution.grammars import Drawn, Grammars, Taken
 from streamgen.grammar.grammar import GrammarStats
-from streamgen.grammar.tokens import AutomatonTokens
 from streamgen.grammar.vocabulary import GrammarVocabulary
-from streamgen.messages import Begin, GrammarUse, Turn
+from streamgen.messages import Begin, Fault, GrammarUse, Turn
 from streamgen.sampling import ResolvedSampling
-from tests.grammar.automata import STRING, automaton
+from tests.grammar.automata import STRING, automaton, bound
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from streamgen.grammar.grammar import Matcher, TokenGrammar
+    from streamgen.grammar.tokens import AutomatonTokens
 
 EOS, CALL, THINK, DONE = 256, 257, 258, 259
 TEXTS = [b"ab", b'":', b'{"', b"true", b"xyz"]
@@ -36,6 +36,8 @@ class Wrapped:
 
     def __init__(self, grammar: AutomatonTokens) -> None:
         self._grammar = grammar
+        self.grammar = grammar.grammar
+        self.vocabulary = grammar.vocabulary
         self.stats = grammar.stats
 
     def start(self) -> Matcher:
@@ -43,7 +45,7 @@ class Wrapped:
 
 
 def grammar(regex: str) -> AutomatonTokens:
-    return AutomatonTokens.bind(automaton(regex), VOCABULARY, GrammarStats(backend="outlines"))  # type: ignore[arg-type]
+    return bound(automaton(regex), VOCABULARY)
 
 
 def table(regex: str, kind: str) -> dict[str, TokenGrammar]:
@@ -119,7 +121,8 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 def begin_with(use: GrammarUse | None, *, output: Iterable[int] = (), slot: int = 1, **fields: Any) -> Begin:
-    fields = {"sampling": ResolvedSampling(), "stop_ids": (EOS,)} | fields
+    defaults: dict[str, Any] = {"sampling": ResolvedSampling(), "stop_ids": (EOS,)}
+    fields = defaults | fields
     return Begin(slot=slot, ids=(*PROMPT, *output), num_prompt=len(PROMPT), grammar=use, **fields)
 
 
@@ -376,6 +379,7 @@ class Broken:
     """A grammar whose matcher fails from its n-th call on."""
 
     stats = GrammarStats(backend="broken")
+    vocabulary = VOCABULARY
 
     def __init__(self, calls: int) -> None:
         self._calls = calls
@@ -383,7 +387,7 @@ class Broken:
 
     def start(self) -> Matcher:
         self._count()
-        return self  # type: ignore[return-value]
+        return self
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._matcher, name)
@@ -401,7 +405,7 @@ def test_a_matcher_that_raises_fails_its_sequence_alone(calls: int) -> None:
     grammars = Grammars({"key": Broken(calls), "good": grammar("[pq]{9}")}, num_slots=SLOTS, vocab_size=VOCAB)
     bad = Running(grammars, begin_with(GrammarUse(key="key")))
     good = Running(grammars, begin_with(GrammarUse(key="good"), slot=2))
-    faults = []
+    faults: list[Fault] = []
     for _ in range(3):
         rows = np.concatenate([bad.rows(bad.length - 1, 1), good.rows(good.length - 1, 1)])
         grammars.make_masks(rows, bad.tokens)
@@ -474,7 +478,7 @@ def test_automata_and_matchers_go_the_same_way(use: dict[str, Any], regex: str) 
 
 
 def _likely_token(s: Running, rng: Random) -> int:
-    return rng.choice([*s.allowed, *b'ab1"{:', CALL, EOS])
+    return int(rng.choice([*s.allowed, *b'ab1"{:', CALL, EOS]))
 
 
 def _both_ended(fast: Running, slow: Running, rng: Random, drafts: tuple[int, ...]) -> bool:

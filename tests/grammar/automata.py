@@ -6,10 +6,11 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-from msgspec import Struct
-from outlines_core import Index, Vocabulary
 
 import streamgen._cpu as _cpu
+from streamgen.grammar.automaton import AutomatonGrammar, ByteAutomaton
+from streamgen.grammar.grammar import GrammarStats
+from streamgen.grammar.tokens import AutomatonTokens
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,25 +32,11 @@ REGEXES = {
 }
 
 
-class Automaton(Struct, frozen=True):
-    """As `streamgen.grammar.automaton.ByteAutomaton`."""
-
-    classes: NDArray[np.uint8]
-    transitions: NDArray[np.int32]
-    accepting: NDArray[np.uint8]
-
-    def walk(self, state: int, text: bytes) -> int | None:
-        """The state after some bytes; None if they are not allowed."""
-        for byte in text:
-            state = int(self.transitions[state, self.classes[byte]])
-            if state < 0:
-                return None
-        return state
-
-
 @cache
-def automaton(regex: str) -> Automaton:
+def automaton(regex: str) -> ByteAutomaton:
     """The automaton of a regular expression, with a column for every byte."""
+    from outlines_core import Index, Vocabulary
+
     vocabulary = Vocabulary(_UNUSED_ID, {bytes([byte]): [byte] for byte in range(256)})
     index = Index(rf"(?:{regex})\x00", vocabulary)
     moves, finals = index.get_transitions(), set(index.get_final_states())
@@ -66,11 +53,16 @@ def automaton(regex: str) -> Automaton:
             if byte:
                 table[numbers[state], byte] = numbers[after]
     accepting = np.array([moves.get(state, {}).get(0) in finals for state in order], np.uint8)
-    return Automaton(np.arange(256, dtype=np.uint8), table, accepting)
+    return ByteAutomaton(np.arange(256, dtype=np.uint8), table, accepting)
+
+
+def bound(automaton: ByteAutomaton, vocabulary: GrammarVocabulary) -> AutomatonTokens:
+    """The automaton as a grammar over a vocabulary."""
+    return AutomatonTokens.bind(AutomatonGrammar(automaton, GrammarStats(backend="outlines")), vocabulary)
 
 
 def make_table(
-    automaton: Automaton, vocabulary: GrammarVocabulary, cache: _cpu.MaskCache | None = None
+    automaton: ByteAutomaton, vocabulary: GrammarVocabulary, cache: _cpu.MaskCache | None = None
 ) -> _cpu.MaskTable:
     """Its masks over a vocabulary."""
     return _cpu.MaskTable(
@@ -99,7 +91,7 @@ def row_ids(table: _cpu.MaskTable, state: int) -> set[int]:
     return allowed_ids(words, table.vocab_size)
 
 
-def expected_ids(automaton: Automaton, state: int, vocabulary: GrammarVocabulary) -> set[int]:
+def expected_ids(automaton: ByteAutomaton, state: int, vocabulary: GrammarVocabulary) -> set[int]:
     """The same, token by token. Every byte is a token of the vocabulary."""
-    found = {i for i, text in enumerate(vocabulary.tokens) if text and automaton.walk(state, text) is not None}
+    found = {i for i, text in enumerate(vocabulary.tokens) if text and automaton.walk(text, state) is not None}
     return found | set(vocabulary.stop_ids) if automaton.accepting[state] else found

@@ -28,7 +28,7 @@ KILLERS = {
     "ambiguous repeats": ("(.{1,1000}){1,5}", "max_regex_work"),
     "three deep": ("(((a{0,99}){0,99}){0,99})", "max_repeats"),
     "groups": ("(" * 60_000, "max_regex_nesting"),
-    "closed groups": ("(?:" * 60_000 + ")" * 60_000, "max_regex_nesting"),
+    "closed groups": ("(?:" * 20_000 + ")" * 20_000, "max_regex_nesting"),
     "long": ("x" * 200_001, "max_regex_chars"),
     "wide": ("|".join(f"{number:08x}" for number in range(20_000)), "max_positions"),
     "options": ("a?" * 2_000 + "a" * 2_000, "max_regex_work"),
@@ -122,7 +122,6 @@ PATHOLOGICAL_SCHEMAS = {
     "huge enum": json.dumps({"enum": list(range(100_000))}),
     "no base": json.dumps({"type": "object", "properties": {"n": {"$ref": "#"}}, "required": ["n"]}),
     "exponential pattern": json.dumps({"type": "string", "pattern": "^(a|b)*a(a|b){20}$"}),
-    "repeated pattern": json.dumps({"type": "string", "pattern": "^(.{1,1000}){1,1000}$"}),
 }
 
 
@@ -139,10 +138,11 @@ def test_pathological_schemas_are_refused(name: str) -> None:
     "schema",
     [
         {"type": "string", "maxLength": 100_000},
+        {"type": "string", "pattern": "^(.{1,1000}){1,1000}$"},
         {"type": "array", "maxItems": 100, "items": {"type": "array", "maxItems": 100, "items": {"type": "integer"}}},
         {"allOf": [{"anyOf": [{"type": ["string", "number"]}, {"type": "boolean"}]}] * 16},
     ],
-    ids=["maxLength 100000", "maxItems 100x100", "anyOf pairs"],
+    ids=["maxLength 100000", "repeats", "maxItems 100x100", "anyOf pairs"],
 )
 def test_large_schemas_are_served_or_refused_in_time(schema: object) -> None:
     start = time.perf_counter()

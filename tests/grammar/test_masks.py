@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from functools import cache
 from random import Random
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -14,14 +13,10 @@ from hypothesis import strategies as st
 
 import streamgen._cpu as _cpu
 from streamgen.errors import SchemaError
-from streamgen.grammar.grammar import GrammarStats
-from streamgen.grammar.tokens import AutomatonTokens
+from streamgen.grammar.automaton import ByteAutomaton
 from streamgen.grammar.vocabulary import GrammarVocabulary
-from tests.grammar.automata import REGEXES, STRING, Automaton, automaton, expected_ids, make_table, row_ids
+from tests.grammar.automata import REGEXES, STRING, automaton, bound, expected_ids, make_table, row_ids
 from tests.text import vocabularies
-
-if TYPE_CHECKING:
-    from streamgen.grammar.grammar import TokenGrammar
 
 TOKENIZERS = ("llama2/model", "mistral-v3/json", "phi-3-mini/json", "qwen2/json")
 BYTES = [bytes([i]) for i in range(256)]
@@ -113,7 +108,7 @@ def test_tokens_lead_where_their_bytes_do(data: st.DataObject, name: str) -> Non
             assert table.may_stop(state)
             break
         after = table.next_state(state, token)
-        assert after is not None and after == a.walk(state, small().tokens[token])
+        assert after is not None and after == a.walk(small().tokens[token], state)
         state = after
     for token in data.draw(st.lists(st.integers(-2, 320), max_size=8)):
         assert (table.next_state(state, token) is not None) == (token in row_ids(table, state) - set(STOPS))
@@ -184,7 +179,7 @@ def test_what_the_vocabulary_cannot_spell_is_not_allowed() -> None:
 
 def test_a_grammar_that_cannot_be_spelled_is_refused() -> None:
     with pytest.raises(SchemaError, match="tokens can spell"):
-        AutomatonTokens.bind(automaton("q+"), without(b"q"), GrammarStats(backend="outlines"))  # type: ignore[arg-type]
+        bound(automaton("q+"), without(b"q"))
 
 
 def test_ways_that_the_vocabulary_cannot_end_are_closed() -> None:
@@ -197,18 +192,15 @@ def test_ways_that_the_vocabulary_cannot_end_are_closed() -> None:
 # ---- matchers -------------------------------------------------------------------------------------------------------
 
 
-def bound(regex: str) -> TokenGrammar:
-    return AutomatonTokens.bind(automaton(regex), small(), GrammarStats(backend="outlines"))  # type: ignore[arg-type]
-
-
 @settings(max_examples=40, deadline=None)
 @given(data=st.data(), name=st.sampled_from(sorted(REGEXES)))
 def test_rollback_is_a_replay(data: st.DataObject, name: str) -> None:
-    grammar = bound(REGEXES[name])
+    grammar = bound(automaton(REGEXES[name]), small())
     matcher, tokens = grammar.start(), list[int]()
     words, again = np.zeros(10, np.uint32), np.zeros(10, np.uint32)
     for _ in range(data.draw(st.integers(1, 30))):
-        if tokens and data.draw(st.booleans()):
+        is_back: bool = data.draw(st.booleans())
+        if tokens and is_back:
             count = data.draw(st.integers(0, len(tokens)))
             matcher.rollback(count)
             del tokens[len(tokens) - count :]
@@ -229,7 +221,7 @@ def test_rollback_is_a_replay(data: st.DataObject, name: str) -> None:
 
 
 def test_nothing_follows_a_stop_id() -> None:
-    matcher = bound("foo|foobar").start()
+    matcher = bound(automaton("foo|foobar"), small()).start()
     assert not matcher.advance(STOPS[0])
     assert all(matcher.advance(token) for token in b"foo")
     assert matcher.may_stop and not matcher.must_stop
@@ -293,7 +285,7 @@ def test_a_cache_that_holds_nothing_still_serves() -> None:
 
 
 def test_many_readers_of_a_cache_that_is_far_too_small() -> None:
-    tables: list[tuple[Automaton, _cpu.MaskTable]] = []
+    tables: list[tuple[ByteAutomaton, _cpu.MaskTable]] = []
     masks = _cpu.MaskCache(2500)
     for name in ("object", "bounded", "words"):
         a = automaton(REGEXES[name])
@@ -335,7 +327,7 @@ def test_wrong_automata_and_tokens_are_refused() -> None:
             (97,),
             small().masks,
         )
-    wild = Automaton(a.classes, np.where(a.transitions == 1, 99, a.transitions).astype(np.int32), a.accepting)
+    wild = ByteAutomaton(a.classes, np.where(a.transitions == 1, 99, a.transitions).astype(np.int32), a.accepting)
     with pytest.raises(ValueError, match="no state has the number 99"):
         make_table(wild, small())
     with pytest.raises(IndexError, match="state: expected 0 to 2, got 3"):
@@ -344,10 +336,10 @@ def test_wrong_automata_and_tokens_are_refused() -> None:
         _cpu.TokenTrie([b"a" * 70000])
 
 
-def live_states(a: Automaton, vocabulary: GrammarVocabulary) -> set[int]:
+def live_states(a: ByteAutomaton, vocabulary: GrammarVocabulary) -> set[int]:
     """States from which tokens lead to an end."""
     targets = {
-        state: {a.walk(state, text) for text in vocabulary.tokens if text} - {None} for state in range(len(a.accepting))
+        state: {a.walk(text, state) for text in vocabulary.tokens if text} - {None} for state in range(len(a.accepting))
     }
     live = {state for state in targets if a.accepting[state]}
     while more := {state for state in targets if targets[state] & live} - live:
@@ -367,5 +359,5 @@ def test_any_tokens_under_any_grammar(regex: str, alphabet: str) -> None:
         table, live = make_table(a, vocabulary), live_states(a, vocabulary)
         assert table.is_spellable == (0 in live)
         for state in sorted(live):
-            found = {i for i, text in enumerate(vocabulary.tokens) if text and a.walk(state, text) in live}
+            found = {i for i, text in enumerate(vocabulary.tokens) if text and a.walk(text, state) in live}
             assert row_ids(table, state) == found

@@ -89,9 +89,9 @@ def test_the_grammar_lets_nothing_else_through(tp: Any, case: str) -> None:
 def test_whatever_the_grammar_lets_through_is_read(tp: Any) -> None:
     grammar = grammar_of(tp)
     if not isinstance(grammar, AutomatonGrammar):
-        pytest.skip("walks need the whole automaton; what this grammar lets through is tested by examples")
+        pytest.skip("walks need the whole automaton; the test of real outputs samples this grammar")
     automaton = grammar.automaton
-    for seed in range(60):
+    for seed in range(30):
         text = random_walk(automaton, random.Random(seed))
         read_output(tp).parse(text.decode())
 

@@ -57,6 +57,8 @@ CASES: list[tuple[type[CallFormat], str, str, list[Call]]] = [
     (HermesCalls, json.dumps({"name": "weather", "arguments": WEATHER}), "", ONE),
     (HermesCalls, f'```json\n{{"name": "weather", "arguments": {WEATHER}}}\n```', "", ONE),
     (HermesCalls, f'```\n[{{"name": "weather", "arguments": {WEATHER}}}]\n``` There.', " There.", ONE),
+    (HermesCalls, f'```json\n{LLAMA}\n```\n\n```json\n{{"name": "f", "arguments": {{}}}}\n```\n', "\n", TWO),
+    (HermesCalls, f"```json\n{LLAMA}\n```\n```python\n1\n```", "\n```python\n1\n```", ONE),
     (HermesCalls, f'\n {{"name": "weather", "arguments": {WEATHER}}}', "", ONE),
     (LlamaCalls, LLAMA, "", ONE),
     (LlamaCalls, "<|python_tag|>" + LLAMA, "", ONE),

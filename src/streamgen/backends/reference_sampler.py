@@ -112,9 +112,12 @@ def _allowed(inputs: StepInputs, row: np.void, vocab: int) -> NDArray[np.bool_]:
 
 def _mask(inputs: StepInputs, row: np.void, vocab: int) -> NDArray[np.uint32] | None:
     """The bits of what the row may draw; None for everything."""
-    if row["mask"] >= 0:
-        return inputs.masks[row["mask"]]
-    if row["mask"] != GRAMMAR:
+    mask = int(row["mask"])
+    words: NDArray[np.uint32]
+    if mask >= 0:
+        words = inputs.masks[mask]
+        return words
+    if mask != GRAMMAR:
         return None
     assert inputs.grammars is not None, "a row's grammar is missing"
     words = np.zeros(-(-vocab // 32), np.uint32)

@@ -35,7 +35,6 @@ class Following:
     """Where one sequence is in its grammar.
 
     held_ids     not allowed in free text before the grammar
-    num_words    of a mask
     num_prompt   where its output begins
     wants_runs   of forced tokens
     """
@@ -46,11 +45,10 @@ class Following:
         use: GrammarUse,
         *,
         held_ids: tuple[int, ...],
-        num_words: int,
         num_prompt: int,
         wants_runs: bool,
     ) -> None:
-        self._way = _Way(grammar, use, held_ids, num_words=num_words)
+        self._way = _Way(grammar, use, held_ids)
         self._num_prompt = num_prompt
         self._num_taken = 0
         self._wants_runs = wants_runs
@@ -138,11 +136,10 @@ class _Phase(Enum):
 class _Way:
     """One sequence's way through free text and grammar; what was not committed can be undone."""
 
-    def __init__(self, grammar: TokenGrammar, use: GrammarUse, held_ids: tuple[int, ...], *, num_words: int) -> None:
+    def __init__(self, grammar: TokenGrammar, use: GrammarUse, held_ids: tuple[int, ...]) -> None:
         self._grammar = grammar
         self._use = use
         self._held_ids = held_ids
-        self._words = np.zeros(num_words, np.uint32)
         self._matcher = grammar.start()
         self._phase = self._first_phase()
         self._before: list[tuple[_Phase, Matcher, bool]] = []  # each token, and whether the matcher took it
@@ -170,10 +167,9 @@ class _Way:
             return False
         else:
             was_loose, was_at_end = self._is_loose, self.ends
-            may_be_stop = self._matcher.may_stop
             took = self._matcher.advance(token)
             if took:
-                self._phase = self._settled(may_be_stop=may_be_stop)
+                self._phase = self._settled(is_stop=token in self._grammar.vocabulary.stop_ids)
             elif was_loose and not self._use.is_forced:
                 self._phase = _Phase.FREE
             elif was_at_end:
@@ -239,21 +235,14 @@ class _Way:
         may_begin = self._phase in (_Phase.FREE, _Phase.FIRST, _Phase.AFTER) or self._is_loose
         return may_begin and token in self._use.begins_after
 
-    def _settled(self, *, may_be_stop: bool) -> _Phase:
+    def _settled(self, *, is_stop: bool) -> _Phase:
         """The phase after the matcher took a token."""
-        if not self._matcher.must_stop:
-            return _Phase.WITHIN
         is_loose = self._use.repeats and not self._use.is_forced
-        if may_be_stop and self._is_stopped():
+        if is_stop:
             return _Phase.FREE if is_loose and self._phase is _Phase.WITHIN else _Phase.ENDED
-        if not self._use.repeats:
+        if not self._use.repeats or not self._matcher.must_stop:
             return _Phase.WITHIN
         return _Phase.FREE if is_loose else _Phase.AFTER
-
-    def _is_stopped(self) -> bool:
-        """Whether the last token was a stop id: not even one of these can follow it."""
-        self._matcher.fill_mask(self._words)
-        return not self._words.any()
 
 
 def _allow(words: NDArray[np.uint32], ids: Iterable[int]) -> None:

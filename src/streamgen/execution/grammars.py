@@ -164,12 +164,14 @@ class Grammars:
         held = begin.stop_ids if use.begins_after and not use.repeats else ()
         output = begin.ids[begin.num_prompt :]
         wants_runs = begin.sampling.logprobs is None
+        if grammar.vocabulary.vocab_size != self._vocab_size:
+            sizes = f"{self._vocab_size} tokens, got {grammar.vocabulary.vocab_size}"
+            return self._refuse(begin, f"grammar: expected one over a vocabulary of {sizes}")
         if not isinstance(grammar, AutomatonTokens):
             following = Following(
                 grammar,
                 use,
                 held_ids=held,
-                num_words=self._num_words,
                 num_prompt=begin.num_prompt,
                 wants_runs=wants_runs,
             )
@@ -177,9 +179,6 @@ class Grammars:
                 return self._refuse(begin, _NOT_ALLOWED)
             self._following[begin.slot] = following
             return ANY_TOKEN + 1  # numbered step by step
-        if grammar.table.vocab_size != self._vocab_size:
-            sizes = f"{self._vocab_size} tokens, got {grammar.table.vocab_size}"
-            return self._refuse(begin, f"grammar: expected one over a vocabulary of {sizes}")
         if self.automata is None:
             import streamgen._cpu as _cpu
 

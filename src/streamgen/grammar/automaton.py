@@ -214,4 +214,4 @@ class AutomatonGrammar:
         """
         from streamgen.grammar.tokens import AutomatonTokens
 
-        return AutomatonTokens.bind(self.automaton, vocabulary, self.stats)
+        return AutomatonTokens.bind(self, vocabulary)

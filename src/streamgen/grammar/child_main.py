@@ -43,8 +43,9 @@ def _serve(frames: Frames[Compile], idle_seconds: float) -> None:
     while True:
         work = frames.receive(idle_seconds)
         _limit(work.limits, size_at_start)
-        frames.send(_compile(work))
-        if _virtual_bytes() - size_at_start > work.limits.max_child_bytes // 2:
+        answer, is_well = _compile(work)
+        frames.send(answer)
+        if not is_well or _virtual_bytes() - size_at_start > work.limits.max_child_bytes // 2:
             return  # what is left of the limit may be too little for the next one: a new process has all of it
 
 
@@ -57,13 +58,19 @@ def _warm() -> None:
         compile_source(RegexSource(pattern="a", backend="llguidance"))
 
 
-def _compile(work: Compile) -> Compiled | Refused:
+def _compile(work: Compile) -> tuple[Compiled | Refused, bool]:
+    """The answer, and whether this process is as good as before."""
     try:
-        return Compiled(compile_source(work.source, work.limits).dump())
-    except (SchemaError, SchemaTooComplex) as error:
-        return Refused.of(error)
-    except Exception as error:  # the host has to hear of it, and this process is as good as before
-        return Refused(f"output: it could not be compiled: {type(error).__name__}: {error}"[:300])
+        return Compiled(compile_source(work.source, work.limits).dump()), True
+    except SchemaTooComplex as error:
+        return Refused.of(error), error.bound != "memory"
+    except SchemaError as error:
+        return Refused.of(error), True
+    except (MemoryError, SystemError):  # an extension that got no memory may raise either
+        limit = work.limits.max_child_bytes
+        return Refused(f"max_child_bytes: compiling took more than {limit:,} bytes", bound="max_child_bytes"), False
+    except Exception as error:  # the host has to hear of it
+        return Refused(f"output: it could not be compiled: {type(error).__name__}: {error}"[:300]), False
 
 
 def _limit(limits: CompileLimits, size_at_start: int) -> None:

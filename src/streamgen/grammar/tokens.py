@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     import streamgen._cpu as _cpu
-    from streamgen.grammar.automaton import ByteAutomaton
+    from streamgen.grammar.automaton import AutomatonGrammar, ByteAutomaton
     from streamgen.grammar.grammar import GrammarStats
     from streamgen.grammar.vocabulary import GrammarVocabulary
 
@@ -25,46 +25,56 @@ _STOPPED = -1  # the state after a stop id
 class AutomatonTokens:
     """An automaton over a vocabulary; a `TokenGrammar`. Shared, immutable."""
 
-    def __init__(self, table: _cpu.MaskTable, stats: GrammarStats) -> None:
+    def __init__(self, grammar: AutomatonGrammar, vocabulary: GrammarVocabulary, table: _cpu.MaskTable) -> None:
+        self.grammar = grammar
+        self.vocabulary = vocabulary
         self.table = table
-        self.stats = stats
 
     @classmethod
-    def bind(cls, automaton: ByteAutomaton, vocabulary: GrammarVocabulary, stats: GrammarStats) -> AutomatonTokens:
-        """The automaton over the vocabulary; masks are made when they are first asked for.
+    def bind(cls, grammar: AutomatonGrammar, vocabulary: GrammarVocabulary) -> AutomatonTokens:
+        """The grammar over the vocabulary; masks are made when they are first asked for.
 
         Raises:
             SchemaError: the vocabulary cannot spell any output that the automaton accepts.
         """
-        import numpy as np
-
-        import streamgen._cpu as _cpu
-
-        classes = np.ascontiguousarray(automaton.classes, np.uint8)
-        transitions = np.ascontiguousarray(automaton.transitions, np.int32)
-        accepting = np.ascontiguousarray(automaton.accepting, np.uint8)
-        assert classes.shape == (256,) and transitions.shape[:1] == accepting.shape, (
-            "an automaton's arrays fit together"
-        )
-        table = _cpu.MaskTable(
-            vocabulary.trie,
-            classes.ctypes.data,
-            transitions.ctypes.data,
-            accepting.ctypes.data,
-            *transitions.shape,
-            vocabulary.stop_ids,
-            vocabulary.masks,
-        )
+        table = _make_table(grammar.automaton, vocabulary)
         if not table.is_spellable:
             raise SchemaError(
                 "output: expected a grammar that the model's tokens can spell; it wants characters for which the "
                 "vocabulary has no tokens"
             )
-        return cls(table, stats)
+        return cls(grammar, vocabulary, table)
+
+    @property
+    def stats(self) -> GrammarStats:
+        """Those of the grammar."""
+        return self.grammar.stats
 
     def start(self) -> AutomatonMatcher:
         """A sequence that has no tokens yet."""
         return AutomatonMatcher(self.table)
+
+
+def _make_table(automaton: ByteAutomaton, vocabulary: GrammarVocabulary) -> _cpu.MaskTable:
+    import numpy as np
+
+    import streamgen._cpu as _cpu
+
+    classes = np.ascontiguousarray(automaton.classes, np.uint8)
+    transitions = np.ascontiguousarray(automaton.transitions, np.int32)
+    accepting = np.ascontiguousarray(automaton.accepting, np.uint8)
+    num_states, num_classes = transitions.shape
+    assert classes.shape == (256,) and accepting.shape == (num_states,), "an automaton's arrays fit together"
+    return _cpu.MaskTable(
+        vocabulary.trie,
+        classes.ctypes.data,
+        transitions.ctypes.data,
+        accepting.ctypes.data,
+        num_states,
+        num_classes,
+        vocabulary.stop_ids,
+        vocabulary.masks,
+    )
 
 
 class AutomatonMatcher:

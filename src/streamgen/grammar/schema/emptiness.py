@@ -26,11 +26,19 @@ if TYPE_CHECKING:
 MAX_STEPS = 20_000
 
 
+class StillOpen(Exception):
+    """A goal cannot be asked about, because asking is part of expanding it."""
+
+
 class Emptiness:
-    """Answers about the goals of one expander."""
+    """Answers about the goals of one expander.
+
+    depth  how many questions are being answered inside of each other
+    """
 
     def __init__(self, expander: Expander) -> None:
         self._expander = expander
+        self.depth = 0
         self._known: dict[Goal, bool] = {}
         self._looking: set[Goal] = set()
         self._has_assumed = False
@@ -48,7 +56,7 @@ class Emptiness:
             self._has_assumed = True
             return True
         self._num_steps += 1
-        if self._expander.is_open(goal) or self._num_steps > MAX_STEPS:
+        if self._num_steps > MAX_STEPS:
             self._has_guessed = True
             return False
         return self._look(goal)
@@ -57,8 +65,14 @@ class Emptiness:
         outer = self._has_assumed, self._has_guessed
         self._has_assumed = self._has_guessed = False
         self._looking.add(goal)
-        found = all(self.is_atom_empty(atom) for atom in self._expander.expand(goal))
-        self._looking.discard(goal)
+        self.depth += 1
+        try:
+            found = all(self.is_atom_empty(atom) for atom in self._expander.expand(goal))
+        except StillOpen:
+            found, self._has_guessed = False, True
+        finally:
+            self.depth -= 1
+            self._looking.discard(goal)
         if not self._looking:
             self._has_assumed = False
         if not (self._has_assumed if found else self._has_guessed):
@@ -67,10 +81,6 @@ class Emptiness:
         self._has_assumed |= outer[0]
         self._has_guessed |= outer[1]
         return found
-
-    def is_shallowly_empty(self, atom: Atom) -> bool:
-        """The same about an atom, without looking into its elements further than at strings and constants."""
-        return isinstance(atom, Text) and lang.is_empty(atom.language)
 
     def is_atom_empty(self, atom: Atom) -> bool:
         """Whether it is certain that a set is empty."""

@@ -8,14 +8,14 @@ so that recursion through them ends.
 from __future__ import annotations
 
 from decimal import Decimal
-from itertools import combinations
+from itertools import combinations, islice
 from typing import TYPE_CHECKING, Any
 
 from streamgen.errors import SchemaError
 from streamgen.grammar.schema import document as documents
 from streamgen.grammar.schema import language as lang
 from streamgen.grammar.schema.assertions import KEYWORDS, asserted
-from streamgen.grammar.schema.emptiness import Emptiness
+from streamgen.grammar.schema.emptiness import Emptiness, StillOpen
 from streamgen.grammar.schema.limits import too_complex
 from streamgen.grammar.schema.numbers import Number
 from streamgen.grammar.schema.values import (
@@ -32,15 +32,14 @@ from streamgen.grammar.schema.values import (
     Text,
     Unsupported,
     both_goals,
-    complement,
     intersect,
-    intersect_unions,
     item_goal,
+    outside,
     unite,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from streamgen.grammar.schema.document import Document, Place
 
@@ -81,13 +80,9 @@ class Expander:
         self._ignored = ignored
         self._expanded: dict[Goal, tuple[Atom, ...]] = {}
         self._goals: dict[int, Goal] = {}
-        self._open: set[Goal] = set()
+        self._open: dict[Goal, int] = {}
         self._followed: set[str] = set()
         self.emptiness = Emptiness(self)
-
-    def is_open(self, goal: Goal) -> bool:
-        """Whether a goal is just being expanded, so that it cannot be asked about."""
-        return goal in self._open
 
     def written(self, place: Place) -> Written:
         """A subschema's keywords."""
@@ -102,8 +97,6 @@ class Expander:
         return Written(place, known, self.document)
 
     def _is_known(self, keyword: str) -> bool:
-        if keyword == "dependencies":
-            return self.draft <= 7
         if keyword in ("$dynamicRef", "prefixItems"):
             return self.draft >= 2020
         if keyword == "$recursiveRef":
@@ -156,13 +149,15 @@ class Expander:
         if found is not None:
             return found
         if goal in self._open:
+            if self._open[goal] < self.emptiness.depth:
+                raise StillOpen
             pointer = self.document.place(abs(goal[0])).pointer
             raise SchemaError(f"{pointer or '/'}: the schema refers to itself without a base case", pointer=pointer)
-        self._open.add(goal)
+        self._open[goal] = self.emptiness.depth
         try:
             found = self._combine(goal)
         finally:
-            self._open.discard(goal)
+            del self._open[goal]
         self._remember(goal, found)
         return found
 
@@ -179,67 +174,80 @@ class Expander:
             return ()
         if len(goal) == 1:
             return self._negative(-goal[0]) if goal[0] < 0 else self._positive(self.document.place(goal[0]))
-        found = ANYTHING
-        for number in goal:
-            found = self.meet(found, self.expand((number,)))
-        return found
+        return self._all_of(ANYTHING, ((number,) for number in goal))
 
     def meet(self, left: tuple[Atom, ...], right: tuple[Atom, ...]) -> tuple[Atom, ...]:
-        """The intersection of two unions, within bounds."""
+        """The intersection of two unions, within bounds and without what is empty."""
+        if left == ANYTHING or right == ANYTHING:
+            return right if left == ANYTHING else left
+        met = (intersect(a, b) for a in left for b in right)
+        return self._united(atom for atom in met if atom is not None and not self.emptiness.is_atom_empty(atom))
+
+    def subtract(self, left: tuple[Atom, ...], right: tuple[Atom, ...], place: Place, keyword: str) -> tuple[Atom, ...]:
+        """What is in one union and not in the other. What cannot be said is blamed on the keyword that asks for it."""
+        for taken in right:
+            kept: list[Atom] = []
+            for atom in left:
+                shared = intersect(atom, taken)
+                if shared is None or self.emptiness.is_atom_empty(shared):
+                    kept.append(atom)
+                else:
+                    kept.extend(self.meet((atom,), outside(taken, place.pointer, keyword)))
+            left = self._united(kept)
+        return left
+
+    def _united(self, atoms: Iterable[Atom]) -> tuple[Atom, ...]:
         limit = self.document.limits.max_alternatives
-        if len(left) * len(right) > limit * 50:
+        found = unite(islice(atoms, limit + 1))
+        if len(found) > limit:
             too_complex("alternatives in one place", "max_alternatives", limit)
-        found = intersect_unions(left, right)
-        return tuple(atom for atom in found if not self.emptiness.is_shallowly_empty(atom)) if len(found) > 1 else found
+        return found
 
     def _negative(self, number: int) -> tuple[Atom, ...]:
-        place = self.document.place(number)
-        return complement(self.expand((number,)), place.pointer, "not")
+        return self.subtract(ANYTHING, self.expand((number,)), self.document.place(number), "not")
 
     def _positive(self, place: Place) -> tuple[Atom, ...]:
         written = self.written(place)
         found = ANYTHING
-        for part in self._parts(written):
-            found = self.meet(found, part)
+        for keyword in self._steps(written):
+            found = self._step(written, keyword, found)
         if "unevaluatedProperties" in written or "unevaluatedItems" in written:
             found = tuple(self._restrict_unevaluated(written, atom) for atom in found)
         return found
 
-    def _parts(self, written: Written) -> Iterator[tuple[Atom, ...]]:
-        """What each keyword allows, in the order written: it decides the order of properties."""
+    def _steps(self, written: Written) -> Iterator[str]:
+        """The keywords in the order written, which decides the order of properties; one for all that look at types."""
         plain = [keyword for keyword in written if keyword in KEYWORDS]
         first = next((keyword for keyword in plain if keyword in ("properties", "additionalProperties")), None)
         first = first or (plain[0] if plain else None)
-        for keyword in written:
-            if keyword == first:
-                yield asserted(written, self)
-            elif keyword in COMBINING:
-                yield self._combining(written, keyword)
+        return (keyword for keyword in written if keyword == first or keyword in COMBINING)
 
-    def _combining(self, written: Written, keyword: str) -> tuple[Atom, ...]:
+    def _step(self, written: Written, keyword: str, found: tuple[Atom, ...]) -> tuple[Atom, ...]:
+        """What of some values a keyword allows."""
         match keyword:
             case "$ref" | "$dynamicRef" | "$recursiveRef":
-                return self._reference(written, keyword)
+                return self.meet(found, self._reference(written, keyword))
             case "allOf":
-                return self.expand_all(self._branches(written, keyword))
+                return self._all_of(found, self._branches(written, keyword))
             case "anyOf":
-                return self._any_of(written)
+                return self.meet(found, self._any_of(written))
             case "oneOf":
-                return self._one_of(written)
+                return self._one_of(written, found)
             case "not":
-                return self._not(written)
+                goal = self.goal(written.child("not"))
+                return self.subtract(found, self.expand(goal), written.place, "not")
             case "if":
-                return self._if(written)
+                return self._if(written, found)
             case "const" | documents.CONSTANT:
-                return self._constants([written[keyword]], written, "const")
+                return self.meet(found, self._constants([written[keyword]], written, "const"))
             case "enum":
-                return self._enum(written)
+                return self.meet(found, self._enum(written))
+            case "dependentRequired" | "dependentSchemas" | "dependencies":
+                return self._dependent(written, keyword, found)
             case _:
-                return self._dependent(written, keyword)
+                return self.meet(found, asserted(written, self))
 
-    def expand_all(self, goals: list[Goal]) -> tuple[Atom, ...]:
-        """What satisfies all goals."""
-        found = ANYTHING
+    def _all_of(self, found: tuple[Atom, ...], goals: Iterable[Goal]) -> tuple[Atom, ...]:
         for goal in goals:
             found = self.meet(found, self.expand(goal))
         return found
@@ -262,56 +270,39 @@ class Expander:
         if len(goals) > MAX_TRACKED_BRANCHES:
             raise Unsupported(written.place.pointer, "anyOf", "so many branches beside unevaluated* are not enforced")
         subsets = (subset for size in range(1, len(goals) + 1) for subset in combinations(goals, size))
-        return unite(atom for subset in subsets for atom in self.expand_all(list(subset)))
+        return unite(atom for subset in subsets for atom in self._all_of(ANYTHING, subset))
 
-    def _one_of(self, written: Written) -> tuple[Atom, ...]:
+    def _one_of(self, written: Written, found: tuple[Atom, ...]) -> tuple[Atom, ...]:
         goals = self._branches(written, "oneOf")
-        found: list[Atom] = []
+        alone: list[Atom] = []
         for index, goal in enumerate(goals):
-            others = [other for place, other in enumerate(goals) if place != index]
-            if TRUE in others:
-                continue
-            alone = self.expand(goal)
-            for other in others:
-                if alone and other != FALSE and not self._is_disjoint(alone, self.expand(other)):
-                    alone = self.meet(alone, self._outside(written, other, "oneOf"))
-            found.extend(alone)
-        return unite(found)
+            kept = self.meet(found, self.expand(goal))
+            for other in (*goals[:index], *goals[index + 1 :]):
+                kept = self.subtract(kept, self.expand(other), written.place, "oneOf") if kept else kept
+            alone.extend(kept)
+        return self._united(alone)
 
-    def _outside(self, written: Written, goal: Goal, keyword: str) -> tuple[Atom, ...]:
-        """What does not satisfy a goal; what cannot be said is blamed on the keyword that asks."""
-        return complement(self.expand(goal), written.place.pointer, keyword)
-
-    def _is_disjoint(self, left: tuple[Atom, ...], right: tuple[Atom, ...]) -> bool:
-        met = (intersect(a, b) for a in left for b in right)
-        return all(atom is None or self.emptiness.is_atom_empty(atom) for atom in met)
-
-    def _not(self, written: Written) -> tuple[Atom, ...]:
-        return self._outside(written, self.goal(written.child("not")), "not")
-
-    def _if(self, written: Written) -> tuple[Atom, ...]:
-        condition = self.goal(written.child("if"))
-        met, unmet = self.expand(condition), self._outside(written, condition, "if")
+    def _if(self, written: Written, found: tuple[Atom, ...]) -> tuple[Atom, ...]:
+        if "then" not in written and "else" not in written and not self.document.uses_unevaluated:
+            return found
+        condition = self.expand(self.goal(written.child("if")))
+        met, unmet = self.meet(found, condition), self.subtract(found, condition, written.place, "if")
         if "then" in written:
             met = self.meet(met, self.expand(self.goal(written.child("then"))))
         if "else" in written:
             unmet = self.meet(unmet, self.expand(self.goal(written.child("else"))))
-        if "then" not in written and "else" not in written and not self.document.uses_unevaluated:
-            return ANYTHING
-        return unite((*met, *unmet))
+        return self._united((*met, *unmet))
 
-    def _dependent(self, written: Written, keyword: str) -> tuple[Atom, ...]:
-        found = ANYTHING
+    def _dependent(self, written: Written, keyword: str, found: tuple[Atom, ...]) -> tuple[Atom, ...]:
         for name, wanted in written[keyword].items():
-            absent = tuple(
-                Object(properties=((name, FALSE),)) if isinstance(atom, Object) else atom for atom in ANYTHING
-            )
-            present: tuple[Atom, ...] = (Object(required=(name,)),)
+            without, holding = Object(properties=((name, FALSE),)), Object(required=(name,))
+            absent = self.meet(found, tuple(without if isinstance(atom, Object) else atom for atom in ANYTHING))
             if isinstance(wanted, list):
-                present = (Object(required=tuple(dict.fromkeys((name, *wanted)))),)
+                present = self.meet(found, (Object(required=tuple(dict.fromkeys((name, *wanted)))),))
             else:
+                present = self.meet(found, (holding,))
                 present = self.meet(present, self.expand(self.goal(written.child(keyword, name))))
-            found = self.meet(found, unite((*absent, *present)))
+            found = self._united((*absent, *present))
         return found
 
     def _enum(self, written: Written) -> tuple[Atom, ...]:

@@ -118,7 +118,27 @@ def cat(*parts: Language) -> Language:
         if part == NEVER:
             return NEVER
         flat.extend(part.parts if isinstance(part, Cat) else (part,))
+    if ANY in flat and len(flat) > 1:
+        flat = _beside_any(_beside_any(flat)[::-1])[::-1]
     return flat[0] if len(flat) == 1 else Cat(tuple(flat))
+
+
+def _beside_any(parts: list[Language]) -> list[Language]:
+    """The parts without repetition that a following ANY allows anyway: large counts cost automata a lot."""
+    kept: list[Language] = []
+    for part in parts:
+        if part == ANY:
+            while kept and kept[-1] != (fewer := _least(kept[-1])):
+                kept[-1:] = [] if fewer == EMPTY else [fewer]
+            if kept and kept[-1] == ANY:
+                continue
+        kept.append(part)
+    return kept
+
+
+def _least(part: Language) -> Language:
+    """A repetition without the times that are not needed."""
+    return repeat(part.part, part.low, part.low) if isinstance(part, Repeat) and part != ANY else part
 
 
 def repeat(part: Language, low: int = 0, high: int | None = None) -> Language:
@@ -196,6 +216,8 @@ def _without(part: Language, excluded: frozenset[str]) -> Language:
 
 def _drop_lengths(rest: list[Language], low: int, high: int | None) -> list[Language]:
     """The parts with a length of low to high, which is left out where one of them implies it."""
+    if not low and high is None:
+        return rest
     for part in rest:
         shortest, longest = length_range(part)
         low = 0 if shortest >= low else low
@@ -218,6 +240,7 @@ def negate(part: Language) -> Language:
     return Not(Words(("",)) if part == EMPTY else part)
 
 
+@lru_cache(maxsize=20_000)
 def length_range(part: Language) -> tuple[int, int | None]:
     """Bounds on the number of characters of its words; None is no bound."""
     match part:
@@ -309,6 +332,7 @@ def matches(part: Language, text: str) -> bool:
     return accepts_empty(part)
 
 
+@lru_cache(maxsize=20_000)
 def has_operators(part: Language) -> bool:
     """Whether it needs intersection or complement."""
     match part:
@@ -322,41 +346,48 @@ def has_operators(part: Language) -> bool:
             return False
 
 
-def is_empty(part: Language, *, max_states: int = 300) -> bool:
+@lru_cache(maxsize=2_000)
+def is_empty(part: Language, *, max_steps: int = 3_000) -> bool:
     """Whether it is certain that it has no words: False where looking for one took too long."""
     if not has_operators(part):
         return part == NEVER
-    samples = _samples(part)
     seen = {part}
     pending = [part]
     while pending:
         state = pending.pop()
         if accepts_empty(state):
             return False
+        samples = _samples(state)
         following = {derive(state, char) for char in samples} - seen - {NEVER}
         seen |= following
         pending.extend(following)
-        if len(seen) > max_states:
+        max_steps -= len(samples)
+        if max_steps < 0:
             return False
     return True
 
 
 def _samples(part: Language) -> list[int]:
-    """One character of every set of characters that the language never tells apart."""
-    cuts = {0, *(0xD800, 0xE000)}
-    for low, high in _spans(part):
+    """One character of every set of characters that a word's first one is never told apart in."""
+    cuts = {0, 0xE000}
+    for low, high in _first_spans(part):
         cuts |= {low, high + 1}
     return [cut for cut in sorted(cuts) if cut <= LAST_CHAR and not 0xD800 <= cut <= 0xDFFF]
 
 
-def _spans(part: Language) -> Iterator[tuple[int, int]]:
+def _first_spans(part: Language) -> Iterator[tuple[int, int]]:
     match part:
         case Chars():
             yield from part.ranges
         case Words():
-            yield from ((ord(c), ord(c)) for c in set("".join(part.words)))
-        case Cat() | Or() | And():
+            yield from ((ord(c), ord(c)) for c in {word[0] for word in part.words if word})
+        case Cat():
             for p in part.parts:
-                yield from _spans(p)
+                yield from _first_spans(p)
+                if not accepts_empty(p):
+                    break
+        case Or() | And():
+            for p in part.parts:
+                yield from _first_spans(p)
         case Not() | Repeat():
-            yield from _spans(part.part)
+            yield from _first_spans(part.part)

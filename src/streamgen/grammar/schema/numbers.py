@@ -274,6 +274,8 @@ def _whole_between(low: Decimal, high: Decimal | None) -> Language:
 
 def _wholes(first: str, last: str) -> Language:
     """Digits without leading zeros from first to last."""
+    if int(first) == 10 ** (len(first) - 1) and set(last) == {"9"}:
+        return lang.cat(lang.one_of("123456789"), lang.repeat(DIGIT, len(first) - 1, len(last) - 1))
     if len(first) == len(last):
         return _same_length(first, last)
     options = [_same_length(first, "9" * len(first)), _same_length("1" + "0" * (len(last) - 1), last)]
@@ -342,8 +344,8 @@ def _fraction_digits(low: str, high: str | None, room: int, *, is_first: bool) -
     if room == 0:
         return NEVER if low else EMPTY
     low, high = low.rstrip("0"), None if high is None else high.rstrip("0")
-    if not low and high is None:
-        return lang.repeat(DIGIT, int(is_first), room)
+    if not low and not high:
+        return lang.repeat(DIGIT if high is None else lang.literal("0"), int(is_first), room)
     first, last = int(low[0]) if low else 0, 9 if high is None else int(high[0]) if high else 0
     options: list[Language] = [] if low or is_first else [EMPTY]
     edges = {first: (low[1:], high[1:] if high and first == last else "" if first == last and high == "" else None)}

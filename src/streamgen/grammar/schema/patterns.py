@@ -344,6 +344,9 @@ class _Parser:
         if char in HEX_LENGTHS:
             code = self._hex(HEX_LENGTHS[char])
             return ((code, code),)
+        if char == "c" and self._peek().isascii() and self._peek().isalpha():
+            code = ord(self._take()) % 32
+            return ((code, code),)
         if char == "0" and not self._peek().isdecimal():
             return ((0, 0),)
         if char.isascii() and char.isalnum():

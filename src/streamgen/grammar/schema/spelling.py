@@ -14,6 +14,8 @@ from streamgen.grammar.schema.language import And, Cat, Chars, Language, Not, Or
 from streamgen.grammar.schema.patterns import full_language
 
 SHORT = {0x22: '"', 0x5C: "\\", 0x08: "b", 0x0C: "f", 0x0A: "n", 0x0D: "r", 0x09: "t"}
+# The control characters that have no short escape.
+UNNAMED_CONTROLS = ((0x00, 0x07), (0x0B, 0x0B), (0x0E, 0x1F))
 BEYOND_ASCII = (0x80, lang.LAST_CHAR)
 
 _UNICODE_ESCAPE = (
@@ -85,9 +87,9 @@ def _char_text(ranges: Ranges) -> Language:
 
 
 def _controls(low: int, high: int) -> list[Language]:
-    codes = [code for code in range(low, high + 1) if code not in SHORT]
-    hexes = lang.union(*(_nibbles(code, code, 2) for code in codes))
-    return [lang.cat(lang.literal("\\u00"), hexes)] if codes else []
+    parts = [(max(low, first), min(high, last)) for first, last in UNNAMED_CONTROLS]
+    hexes = lang.union(*(_nibbles(first, last, 2) for first, last in parts if first <= last))
+    return [] if hexes == lang.NEVER else [lang.cat(lang.literal("\\u00"), hexes)]
 
 
 def _without_quoted(low: int, high: int) -> list[tuple[int, int]]:

@@ -388,9 +388,9 @@ class _ArrayCounter:
             if self._emitter.emptiness.is_empty(goal):
                 continue
             fits = [f"lt({self.FOUND}, {part.high})"] if is_found and part.high is not None else []
-            call = Call(self._counting(following) if is_found else following, f"incr({self.LENGTH})")
-            comma = [COMMA] if index else []
-            ways.append(Guarded(sequence(*comma, self._emitter.call(goal), call), _all_of([*more, *fits])))
+            item, comma = self._emitter.call(goal), [COMMA] if index else []
+            rest = self._counting(item, following) if is_found else [item, Call(following, f"incr({self.LENGTH})")]
+            ways.append(Guarded(sequence(*comma, *rest), _all_of([*more, *fits])))
         return ways
 
     def _goals(self, index: int) -> list[tuple[Goal, bool]]:
@@ -402,9 +402,14 @@ class _ArrayCounter:
         others = [goal] if part.high is None else [both_goals(goal, other) for other in negations(part.goal)]
         return [(both_goals(goal, part.goal), True), *((other, False) for other in others)]
 
-    def _counting(self, following: str) -> str:
-        way = Guarded(Call(following, f"incr({self.FOUND})"))
-        return self._emitter.add(Production((way,), counts=True))
+    def _counting(self, item: Node, following: str) -> list[Node]:
+        """An item that counts in both ways, by two productions: each call does one.
+
+        NOTE: a production must not be a lone call. llguidance takes it for another name of what it calls, and the
+        number is not counted.
+        """
+        way = Guarded(sequence(item, Call(following, f"incr({self.LENGTH})")))
+        return [Call(self._emitter.add(Production((way,), counts=True)), f"incr({self.FOUND})")]
 
 
 def _all_of(conditions: list[str]) -> str | None:

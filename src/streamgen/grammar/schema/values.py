@@ -102,7 +102,6 @@ class Object(Struct, frozen=True):
 
 
 Atom: TypeAlias = Null | Boolean | Number | Text | Array | Object
-KINDS = (Null, Boolean, Number, Text, Array, Object)
 ANYTHING: tuple[Atom, ...] = (Null(), Boolean(), Number(), Text(), Array(), Object())
 
 
@@ -184,16 +183,6 @@ def _intersect_objects(left: Object, right: Object) -> Object | None:
     )
 
 
-def intersect_unions(left: tuple[Atom, ...], right: tuple[Atom, ...]) -> tuple[Atom, ...]:
-    """The values in both unions."""
-    if left == ANYTHING:
-        return right
-    if right == ANYTHING:
-        return left
-    found = (intersect(a, b) for a in left for b in right)
-    return unite(atom for atom in found if atom is not None)
-
-
 def unite(atoms: Iterable[Atom]) -> tuple[Atom, ...]:
     """A union without repetition, its strings in one."""
     unique = tuple(dict.fromkeys(atoms))
@@ -206,24 +195,12 @@ def unite(atoms: Iterable[Atom]) -> tuple[Atom, ...]:
     return (*rest[:first], merged, *rest[first:])
 
 
-def complement(atoms: tuple[Atom, ...], pointer: str, keyword: str) -> tuple[Atom, ...]:
-    """All values that are in none of the sets. Closedness counts for nothing here: it is no part of the schema.
+def outside(atom: Atom, pointer: str, keyword: str) -> tuple[Atom, ...]:
+    """The values of an atom's own type that it does not hold. Closedness counts for nothing: no schema says it.
 
     Raises:
-        Unsupported: no union of such sets says that.
+        Unsupported: no union of sets says that; `pointer` and `keyword` are whom to blame.
     """
-    found: list[Atom] = []
-    for kind, anything in zip(KINDS, ANYTHING, strict=True):
-        union: tuple[Atom, ...] = (anything,)
-        for atom in atoms:
-            if isinstance(atom, kind):
-                union = intersect_unions(union, _outside(atom, pointer, keyword))
-        found.extend(union)
-    return tuple(found)
-
-
-def _outside(atom: Atom, pointer: str, keyword: str) -> tuple[Atom, ...]:
-    """The values of an atom's type that it does not hold."""
     match atom:
         case Null():
             return ()

@@ -42,15 +42,16 @@ class JsonCalls(CallParser):
         symbol = yield from self._space()
         if symbol == self._begin[:1]:
             raise Misfit
-        is_fenced = symbol == "`"
-        if is_fenced:
+        while symbol == "`":
             yield from self._match("``")
             yield from self._fence_name()
+            if (yield from self._objects((yield from self._space()), is_strict=True)) != "`":
+                raise Misfit
+            yield from self._match("``")
+            self._held.clear()
             symbol = yield from self._space()
-        symbol = yield from self._objects(symbol, is_strict=True)
-        if not is_fenced or symbol != "`":
-            raise Misfit
-        yield from self._match("``")
+        yield from self._objects(symbol, is_strict=True)
+        raise Misfit  # what follows is no part of the calls
 
     def _fence_name(self) -> Steps[None]:
         name = ""
