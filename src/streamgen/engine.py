@@ -337,6 +337,31 @@ class Engine(EngineBase):
         await call.done.wait()
         return CompiledOutput(plan, call.result().grammar)
 
+    async def run_tools(
+        self,
+        prompt: Prompt,
+        /,
+        *,
+        tools: Sequence[Callable[..., object]],
+        max_rounds: int = 8,
+        tool_timeout: float | None = None,
+        **fields: Any,
+    ) -> Completion[Any]:
+        """Generate and call functions until the model answers without a call: the last completion, with all usage.
+
+        tools          functions; their results go back to the model as text or JSON, and so do their exceptions
+        max_rounds     how many answers the model may give
+        tool_timeout   seconds that one function may take; then the model hears that it took too long
+        fields         as for `generate`; `timeout` is for the whole loop
+
+        Raises:
+            IncompleteOutput: the model still calls after `max_rounds`; those last calls were not made.
+            DeadlineExceeded, and what `generate` raises.
+        """
+        from streamgen.tool_loop import run_tools
+
+        return await run_tools(self, prompt, tools=tools, max_rounds=max_rounds, tool_timeout=tool_timeout, **fields)
+
     # ---- what a later version brings ----
 
     async def beam_search(
@@ -344,12 +369,6 @@ class Engine(EngineBase):
     ) -> list[Completion[None]]:
         """In a later version."""
         raise not_yet("beam_search")
-
-    async def run_tools(
-        self, prompt: Prompt, /, *, tools: Sequence[Callable[..., object]], max_rounds: int = 8, **fields: Any
-    ) -> Completion[None]:
-        """In a later version."""
-        raise not_yet("run_tools")
 
     async def embed(self, texts: Sequence[str], /) -> list[list[float]]:
         """In a later version."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, Unpack, overload
 
 from streamgen.compiled import CompiledOutput
-from streamgen.completion import Completion, Delta, Event, Finished, Text, TokenLogprob
+from streamgen.completion import Completion, Delta, Event, Finished, TokenLogprob
 from streamgen.engine_base import (
     EngineBase,
     begin_tokenize,
@@ -87,8 +87,8 @@ class Stream(StreamBase[T]):
         self._mailbox.wait_started_blocking()
         if self._mailbox.is_started:
             yield self._started()
-        for text in self.texts():
-            yield Text(text=text)
+        for _ in self:
+            yield from self._mailbox.taken_parts()
         yield Finished(completion=self.result)
 
     def final(self) -> Completion[T]:
@@ -351,6 +351,23 @@ class Engine(EngineBase):
         call.done.wait_blocking()
         return CompiledOutput(plan, call.result().grammar)
 
+    def run_tools(
+        self,
+        prompt: Prompt,
+        /,
+        *,
+        tools: Sequence[Callable[..., object]],
+        max_rounds: int = 8,
+        **fields: Any,
+    ) -> Completion[Any]:
+        """Generate and call functions until the model answers without a call. Raises as its async namesake.
+
+        Functions run one after the other, in this thread.
+        """
+        from streamgen.tool_loop import run_tools_blocking
+
+        return run_tools_blocking(self, prompt, tools=tools, max_rounds=max_rounds, **fields)
+
     # ---- what a later version brings ----
 
     def beam_search(
@@ -358,12 +375,6 @@ class Engine(EngineBase):
     ) -> list[Completion[None]]:
         """In a later version."""
         raise not_yet("beam_search")
-
-    def run_tools(
-        self, prompt: Prompt, /, *, tools: Sequence[Callable[..., object]], max_rounds: int = 8, **fields: Any
-    ) -> Completion[None]:
-        """In a later version."""
-        raise not_yet("run_tools")
 
     def embed(self, texts: Sequence[str], /) -> list[list[float]]:
         """In a later version."""

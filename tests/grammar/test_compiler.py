@@ -78,7 +78,7 @@ def test_each_source_gets_the_back_end_that_enforces_it(
 
 @pytest.mark.parametrize("backend", ["outlines", "llguidance"])
 @pytest.mark.parametrize(
-    ("before", "after"), [("<tool>\n", "\n</tool>"), ("", "."), ("(.*|é[", ""), ('"\\', "\t$^{3}")]
+    ("before", "after"), [("<tool>\n", "\n</tool>"), ("", "!"), ("(.*|é[", ""), ('"\\', "\t$^{3}")]
 )
 def test_text_around_a_schema_is_literal(backend: str, before: str, after: str) -> None:
     grammar = compile_source(SchemaSource(text='{"enum": [1, 23]}', before=before, after=after, backend=backend))
@@ -87,6 +87,12 @@ def test_text_around_a_schema_is_literal(backend: str, before: str, after: str) 
     assert not grammar.accepts(b"23")
     for end in range(len(f"{before}23{after}".encode())):
         assert grammar.prefix_ok(f"{before}23{after}".encode()[:end])
+
+
+def test_text_that_could_be_part_of_a_number_follows_regular_expressions_only() -> None:
+    assert compile_source(SchemaSource(text='{"enum": [1, 23]}', after=".")).accepts(b"23.")
+    with pytest.raises(SchemaError, match="part of a number"):
+        compile_source(SchemaSource(text='{"enum": [1, 23]}', after=".", backend="llguidance"))
 
 
 def test_a_keyword_that_nothing_enforces_is_refused_by_name_or_told() -> None:
@@ -129,7 +135,6 @@ def test_limits_of_schemas_are_among_the_limits() -> None:
         RegexSource(pattern="("),
         RegexSource(pattern="(?<!a)b", backend="llguidance"),
         RegexSource(pattern=r"[^\s\S]", backend="llguidance"),
-        CfgSource(text="start: "),
         CfgSource(text="root ::= x", syntax="gbnf"),
         CfgSource(text="\ud800", syntax="lark"),
         RegexSource(pattern="\ud800"),

@@ -46,8 +46,8 @@ class CompileLimits(Struct, frozen=True, kw_only=True):
     max_regex_chars: int = 200_000
     max_regex_nesting: int = 200
     max_repeats: int = 5_000
-    max_positions: int = 40_000
-    max_regex_work: int = 150_000
+    max_positions: int = 30_000
+    max_regex_work: int = 75_000
     max_states: int = 20_000
     max_seconds: float = 5.0
     max_child_bytes: int = 1 << 30

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 # A table over these is large, and nothing else is wrong with it: a back end without tables has no trouble.
 _SIZE_BOUNDS = {"max_states", "max_positions", "max_regex_chars"}
 
+_PART_OF_NUMBERS = tuple("0123456789.eE+-")  # where llguidance's lexer would go on instead of ending one
+
 
 def compile_source(source: GrammarSource, limits: CompileLimits = DEFAULT_LIMITS) -> Grammar:
     """The grammar of a source. Takes milliseconds, and no more than the limits allow.
@@ -44,6 +46,8 @@ def compile_source(source: GrammarSource, limits: CompileLimits = DEFAULT_LIMITS
         raise SchemaTooComplex(
             "output: expected a grammar that nests less deeply; make it flatter", bound="max_schema_depth"
         ) from error
+    except UnicodeError as error:
+        raise SchemaError("output: expected text that UTF-8 can write, got a lone surrogate") from error
     except MemoryError as error:
         raise SchemaTooComplex("output: there is not enough memory to compile it", bound="memory") from error
 
@@ -102,7 +106,12 @@ def _schema(source: SchemaSource, limits: CompileLimits) -> AutomatonGrammar | L
                 raise
             plan = _plan_without_table(source, limits, error)
     assert plan.lark is not None, "a plan has a regex or rules"
-    start = " ".join((lark_literal(source.before), "json", lark_literal(source.after)))
+    if source.after.startswith(_PART_OF_NUMBERS):
+        raise SchemaError(
+            "output: expected text after the JSON that cannot be part of a number, got a digit or the like"
+        )
+    before, after = (lark_literal(text) if text else "" for text in (source.before, source.after))
+    start = f"{before} json {after}"
     return LlguidanceGrammar.compile(lark_grammar(f"start: {start}\n{plan.lark}"), warnings=plan.warnings)
 
 

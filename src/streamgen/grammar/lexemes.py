@@ -323,4 +323,5 @@ def _text(node: Node, names: dict[str, str]) -> str:
         case Either(items):
             return f"({' | '.join(_text(item, names) for item in items)})"
         case Times(item, low, high):
-            return f"{_text(item, names)}{{{low},{'' if high is None else high}}}"
+            inner = f"({_text(item, names)})" if isinstance(item, Times) else _text(item, names)
+            return f"{inner}{{{low},{'' if high is None else high}}}"

@@ -217,7 +217,11 @@ class LarkPrinter:
     def _rule(self, name: str, production: Production) -> str:
         printed = []
         for option in production.options:
-            guard = f" %if {option.condition}" if option.condition else ""
+            condition = option.condition
+            if production.counts and len(production.options) == 1 and condition is None:
+                # A production with one way and no condition is replaced by that way, with the number not counted on.
+                condition = "ge(_, 0)"
+            guard = f" %if {condition}" if condition else ""
             printed.append(f"{self._node(option.node, counts=production.counts)}{guard}")
         return f"{name}{'::_' if production.counts else ''}: " + "\n  | ".join(printed)
 

@@ -403,11 +403,7 @@ class _ArrayCounter:
         return [(both_goals(goal, part.goal), True), *((other, False) for other in others)]
 
     def _counting(self, item: Node, following: str) -> list[Node]:
-        """An item that counts in both ways, by two productions: each call does one.
-
-        NOTE: a production must not be a lone call. llguidance takes it for another name of what it calls, and the
-        number is not counted.
-        """
+        """An item that counts in both ways, by two productions: each call does one."""
         way = Guarded(sequence(item, Call(following, f"incr({self.LENGTH})")))
         return [Call(self._emitter.add(Production((way,), counts=True)), f"incr({self.FOUND})")]
 
