@@ -165,6 +165,7 @@ class Sampler {
 
   bool is_token(int32_t id) const { return id >= 0 && id < vocab_; }
   bool is_greedy() const { return !(row_.temperature > 0); }
+  bool cuts() const { return row_.top_k > 0 && row_.top_k < vocab_; }
   bool has_penalties() const {
     return row_.repetition_penalty != 1 || row_.presence_penalty != 0 || row_.frequency_penalty != 0;
   }
@@ -176,7 +177,7 @@ class Sampler {
   int32_t draw_quickly() {
     allowed_ = find_allowed();
     if (allowed_.kind == Kind::kIds) return choose_listed();
-    if (row_.num_top >= 0 || changes_logits()) return -1;
+    if (row_.num_top >= 0 || changes_logits() || !(is_greedy() || cuts())) return -1;
     apply_mask();
     return choose_quickly();
   }
@@ -190,17 +191,14 @@ class Sampler {
     if (max == -kInf) return lowest_allowed();
     if (is_greedy()) return find_first(max);
     temper(max);
-    const bool cuts = row_.top_k > 0 && row_.top_k < vocab_;
-    const int32_t kept = truncate(cuts ? keep_top_k(collect(x_, bound_of_largest(row_.top_k))) : -1);
+    const int32_t kept = truncate(cuts() ? keep_top_k(collect(x_, bound_of_largest(row_.top_k))) : -1);
     return kept < 0 ? draw_from_all() : draw_from_kept(kept);
   }
 
-  // As `choose`, where nothing changes single logits, from the logits as they came: only those that top-k keeps are
-  // tempered. -1 where that takes more: a logit is +inf or all are -inf, or the whole vocabulary matters. NaN, which
-  // counts as -inf, is passed over by maxima and comparisons.
+  // As `choose`, for greedy and top-k rows where nothing changes single logits, from the logits as they came: only
+  // those that top-k keeps are tempered. -1 where that takes more: a logit is +inf or all are -inf, or the whole
+  // vocabulary matters. NaN, which counts as -inf, is passed over by maxima and comparisons.
   int32_t choose_quickly() {
-    const bool cuts = row_.top_k > 0 && row_.top_k < vocab_;
-    if (!is_greedy() && !cuts) return -1;
     const float max = find_maxima(x_);
     if (!(max >= -FLT_MAX && max <= FLT_MAX)) return -1;
     if (is_greedy()) return find_first(max);

@@ -265,6 +265,7 @@ class Mailbox:
         self._prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
         self._prompt_ids: tuple[int, ...] = ()
         self._cached_tokens = 0
+        self._drafts = (0, 0)
         self._tokenized: float | None = None
         self._first_token: float | None = None
         self._finished: float | None = None
@@ -323,6 +324,10 @@ class Mailbox:
                 return False
             self._is_paused = True
             return True
+
+    def count_drafts(self, drafted: int, accepted: int) -> None:
+        """What drafting has come to, before the end."""
+        self._drafts = drafted, accepted
 
     def finish(self, end: End, prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None) -> list[Waiter]:
         """The one terminal event; later ones are ignored."""
@@ -435,6 +440,8 @@ class Mailbox:
             cached_tokens=self._cached_tokens,
             completion_tokens=len(self._ids),
             reasoning_tokens=0 if self._parts is None else self._parts.num_reasoning,
+            drafted_tokens=self._drafts[0],
+            accepted_tokens=self._drafts[1],
         )
 
     @property

@@ -317,6 +317,7 @@ class Progress(Struct, frozen=True, kw_only=True):
     finish   None while it goes on; else "stop" | "complete": its grammar is at its end | "length" | "error", a Cancel's
              `reason`, or "stopped": the answer to a StopFound. Slot and pages are free by then
     ids      new output tokens, a stop id included
+    drafts   with a `finish`: (tokens that were drafted, those of them that came true)
     """
 
     request_id: int
@@ -328,6 +329,7 @@ class Progress(Struct, frozen=True, kw_only=True):
     finish: str | None = None
     code: str | None = None  # with finish "error": an error's `code`; None is "generation_error"
     message: str = ""  # with finish "error"
+    drafts: tuple[int, int] = (0, 0)
 
 
 class Advance(Message, frozen=True, kw_only=True):

@@ -107,7 +107,7 @@ def test_steps_are_limited_too() -> None:
     ],
 )
 def test_the_estimate_is_near_the_automaton(pattern: str) -> None:
-    """Not less than a third of it, which is what keeps building within bounds; not so much more that good ones suffer."""
+    """Not less than a third of it, which keeps building within bounds; not so much more that good ones suffer."""
     states = build_automaton(pattern).num_states
     estimate = check_regex(pattern).states
     assert states / 3 <= estimate <= 6 * states + 20, (estimate, states)

@@ -8,10 +8,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import replace
 
 import streamgen
 from streamgen.errors import EngineClosed, SchemaError, SchemaTooComplex
@@ -20,8 +21,11 @@ from streamgen.grammar.child import CompileChild
 from streamgen.grammar.compiler import compile_source
 from streamgen.grammar.source import CfgSource, GrammarSource, RegexSource, SchemaSource
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 # Nothing is estimated: what is built here takes more time and memory than there is.
-UNCHECKED = {"max_regex_work": 10**12, "max_states": 10**9, "max_positions": 10**9, "max_repeats": 10**9}
+UNCHECKED = CompileLimits(max_regex_work=10**12, max_states=10**9, max_positions=10**9, max_repeats=10**9)
 KILLER = RegexSource(pattern="(a|b)*a(a|b){27}", is_trusted=False)
 
 SOURCES: list[GrammarSource] = [
@@ -69,7 +73,7 @@ def test_it_starts_with_the_first_grammar() -> None:
 
 
 def test_it_is_killed_when_it_takes_too_long_and_replaced() -> None:
-    child = CompileChild(CompileLimits(**UNCHECKED, max_seconds=1.0, max_child_bytes=1 << 40))
+    child = CompileChild(replace(UNCHECKED, max_seconds=1.0, max_child_bytes=1 << 40))
     try:
         child.compile(SOURCES[0])
         pid = child.pid
@@ -86,7 +90,7 @@ def test_it_is_killed_when_it_takes_too_long_and_replaced() -> None:
 
 
 def test_it_may_run_out_of_memory() -> None:
-    child = CompileChild(CompileLimits(**UNCHECKED, max_seconds=60.0, max_child_bytes=96 << 20))
+    child = CompileChild(replace(UNCHECKED, max_seconds=60.0, max_child_bytes=96 << 20))
     try:
         child.compile(SOURCES[0])
         with pytest.raises(SchemaTooComplex) as caught:
@@ -120,7 +124,7 @@ def test_it_ends_when_it_has_nothing_to_do() -> None:
 
 
 def test_closing_ends_what_is_compiled() -> None:
-    child = CompileChild(CompileLimits(**UNCHECKED, max_seconds=60.0, max_child_bytes=1 << 40))
+    child = CompileChild(replace(UNCHECKED, max_seconds=60.0, max_child_bytes=1 << 40))
     child.compile(SOURCES[0])
     errors: list[Exception] = []
 

@@ -1,10 +1,12 @@
-"""The back end without tables: what it accepts, its masks against bytes, and a place in it that can be gone back from."""
+"""The back end without tables: what it accepts, its masks against bytes, and going back in it."""
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import sys
+import weakref
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -235,6 +237,18 @@ def test_a_dump_is_the_grammar_again() -> None:
     assert loaded.accepts(b"abc") and not loaded.accepts(b"ab")
     assert loaded.dump() == grammar.dump()
     assert allowed(loaded.bind(VOCABULARY).start()) == allowed(grammar.bind(VOCABULARY).start())
+
+
+def test_it_may_be_prepared() -> None:
+    from streamgen.grammar import llguidance
+
+    vocabulary = GrammarVocabulary(TOKENS, STOPS, vocab_size=300)
+    llguidance.prepare(vocabulary)
+    assert llguidance._tokenizers.of(vocabulary).vocab_size == 300
+    gone = weakref.ref(vocabulary)
+    del vocabulary
+    gc.collect()
+    assert gone() is None, "it lives no longer than its vocabulary"
 
 
 def test_its_tokenizer_is_made_once_for_a_vocabulary() -> None:

@@ -169,6 +169,7 @@ class Detokenizer:
             why = f"decoding the output failed: {type(error).__name__}"
             self._end_early(request, End(finish_reason="error", code="generation_error", message=why))
         if entry.finish is not None and sequence.ending is not None and not sequence.is_over:
+            sequence.mailbox.count_drafts(*entry.drafts)
             self._end(request, sequence, sequence.ending)
 
     def _end_early(self, request: _Request, end: End) -> None:

@@ -244,7 +244,7 @@ class Scheduler:
     ) -> None:
         sequence = rows.sequence
         ids = sequence.take(rows, tokens, turn)
-        self._count(rows, ids)
+        self._count(rows, tokens, num_new=len(ids))
         self._cache.offer(sequence)
         if ids:
             self._queue.charge_output(sequence, len(ids))
@@ -276,13 +276,16 @@ class Scheduler:
         self._generation += 1
         self._batch.begin_anew()
 
-    def _count(self, rows: Rows, ids: tuple[int, ...]) -> None:
+    def _count(self, rows: Rows, tokens: tuple[int, ...], *, num_new: int) -> None:
         counters = self._counters
         counters.computed_tokens += rows.count
-        counters.output_tokens += len(ids)
+        counters.output_tokens += num_new
         if rows.proposals:
+            num_accepted = count_agreeing(rows.proposals, tokens)
             counters.drafted_tokens += len(rows.proposals)
-            counters.accepted_tokens += count_agreeing(rows.proposals, ids)
+            counters.accepted_tokens += num_accepted
+            drafted, accepted = rows.sequence.drafts
+            rows.sequence.drafts = drafted + len(rows.proposals), accepted + num_accepted
 
     # ---- ending ---------------------------------------------------------------------------------------------------
 
@@ -331,6 +334,7 @@ class Scheduler:
                 finish=finish,
                 code=code,
                 message=message,
+                drafts=(0, 0) if finish is None else sequence.drafts,
             )
         )
         if finish is not None and self._journal is not None:

@@ -78,6 +78,7 @@ class Sequence:
     is_complete      its grammar says that nothing can follow
     is_drafted_over  the executor may have drafts where it had written forced tokens
     likely           (position, ids): what its grammar thinks will stand from there on
+    drafts           (drafted tokens, those of them that came true), over all its runs
     num_losses       executors that died while it ran
     max_tokens       cut to what the context and the page pool can hold
     names            prefix-cache names: the root, then one per full page, as far as they were needed
@@ -91,6 +92,7 @@ class Sequence:
 
     __slots__ = (
         "cached_tokens",
+        "drafts",
         "followers",
         "has_reported",
         "has_started",
@@ -147,6 +149,7 @@ class Sequence:
         self.is_verifying = self.is_drafted_over = self.is_paused = self.is_complete = False
         self.likely: tuple[int, tuple[int, ...]] = (0, ())
         self.num_losses = 0
+        self.drafts = (0, 0)
         self.cached_tokens = 0
         self.has_reported = self.has_started = False
 

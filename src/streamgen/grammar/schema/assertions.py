@@ -5,9 +5,12 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from msgspec import Struct
+
 from streamgen.grammar.schema import language as lang
 from streamgen.grammar.schema.formats import REFUSED, format_language
 from streamgen.grammar.schema.keywords import TYPES
+from streamgen.grammar.schema.limits import too_complex
 from streamgen.grammar.schema.numbers import Number, simplified
 from streamgen.grammar.schema.patterns import PatternError, search_language
 from streamgen.grammar.schema.values import (
@@ -42,10 +45,31 @@ KEYWORDS = frozenset(
         *("required", "minProperties", "maxProperties"),
     }
 )
+BOUNDS = (
+    ("minimum", "maximum"),
+    ("minLength", "maxLength"),
+    ("minItems", "maxItems"),
+    ("minProperties", "maxProperties"),
+    ("minContains", "maxContains"),
+)
+
+
+class Conflict(Struct, frozen=True):
+    """Two keywords that no value satisfies: the reason to give where a whole schema turns out empty."""
+
+    pointer: str
+    keyword: str
+    message: str
 
 
 def asserted(written: Written, expander: Expander) -> tuple[Atom, ...]:
     """The values that these keywords of one subschema allow."""
+    for low, high in BOUNDS:
+        if low in written and high in written and written[low] > written[high]:
+            where = written.place.pointer or "/"
+            expander.conflicts.append(
+                Conflict(written.place.pointer, low, f"{where}: {low} {written[low]} is above {high} {written[high]}")
+            )
     return tuple(_atoms(written, expander))
 
 
@@ -61,7 +85,7 @@ def _atoms(written: Written, expander: Expander) -> Iterator[Atom]:
         if number is not None:
             yield number
     if "string" in types:
-        text = _text(written)
+        text = _text(written, expander)
         if text != lang.NEVER:
             yield Text(text)
     if "array" in types:
@@ -97,13 +121,13 @@ def _bound(written: Written, closed: str, opened: str, stricter: Any) -> tuple[D
     return Decimal(open_bound), True
 
 
-def _text(written: Written) -> Language:
+def _text(written: Written, expander: Expander) -> Language:
     parts: list[Language] = []
     low, high = _count(written, "minLength") or 0, _count(written, "maxLength")
     if low or high is not None:
         parts.append(_lengths(low, high))
     if "pattern" in written:
-        parts.append(pattern_language(written, "pattern", written["pattern"]))
+        parts.append(pattern_language(written, expander, "pattern", written["pattern"]))
     if "format" in written:
         parts.append(_format(written))
     return lang.both(*parts)
@@ -123,16 +147,21 @@ def _format(written: Written) -> Language:
     return lang.ANY if language is None else language
 
 
-def pattern_language(written: Written, keyword: str, pattern: str) -> Language:
+def pattern_language(written: Written, expander: Expander, keyword: str, pattern: str) -> Language:
     """All strings in which a pattern is found.
 
     Raises:
+        SchemaTooComplex: it repeats too often.
         Unsupported: it is not a pattern, or holds what is not supported.
     """
     try:
-        return search_language(pattern)
+        language = search_language(pattern)
     except PatternError as error:
         raise Unsupported(written.place.pointer, keyword, f"the pattern holds {error}") from error
+    limit = expander.document.limits.max_repeats
+    if lang.max_repeats(language) > limit:
+        too_complex(f"repetitions in the pattern {written.place.pointer}/{keyword}", "max_repeats", limit)
+    return language
 
 
 def _count(written: Written, keyword: str) -> int | None:
@@ -186,7 +215,7 @@ def _contains(written: Written, expander: Expander) -> tuple[Contains, ...]:
 def _object(written: Written, expander: Expander) -> Object:
     names = list(written.get("properties", ()))
     patterns = {
-        pattern: pattern_language(written, "patternProperties", pattern)
+        pattern: pattern_language(written, expander, "patternProperties", pattern)
         for pattern in written.get("patternProperties", ())
     }
     clauses = [

@@ -191,14 +191,16 @@ def _load(text: str, limits: SchemaLimits) -> Any:
         if depth > limits.max_depth:
             too_complex("levels of nesting", "max_depth", limits.max_depth)
     try:
-        return json.loads(text, parse_float=_decimal, parse_int=_whole, parse_constant=_no_constant)
+        root = json.loads(text, parse_float=_decimal, parse_int=_whole, parse_constant=_no_constant)
+        json.dumps(root, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        raise SchemaError("schema: expected Unicode text, got half of a surrogate pair", pointer="") from error
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}: {error.msg}"
+        raise SchemaError(f"schema: expected JSON text, got something else ({where})", pointer="") from error
     except ValueError as error:
-        reason = (
-            f"line {error.lineno}, column {error.colno}: {error.msg}"
-            if isinstance(error, json.JSONDecodeError)
-            else error
-        )
-        raise SchemaError(f"schema: expected JSON text, got something else ({reason})", pointer="") from error
+        raise SchemaError(f"schema: expected JSON text, got {error}", pointer="") from error
+    return root
 
 
 def _marks(text: str) -> Iterator[str]:

@@ -37,16 +37,20 @@ class Emitter:
             Unsupported: a keyword is not enforced.
         """
         if self.emptiness.is_empty(goal):
-            raise SchemaError(
-                "/: expected a schema that some JSON value satisfies, but its keywords contradict each other "
-                "or it is recursive without an end",
-                pointer="",
-            )
+            raise self._contradiction()
         self.call(goal)
         while self._pending:
             pending = self._pending.pop()
             self._productions[self._names[pending]] = self._production(pending)
         return Grammar(self._productions, self._names[goal])
+
+    def _contradiction(self) -> SchemaError:
+        wanted = "expected a schema that some JSON value satisfies"
+        if self._expander.conflicts:
+            found = self._expander.conflicts[0]
+            return SchemaError(f"{found.message}; {wanted}", pointer=found.pointer, keyword=found.keyword)
+        reason = "its keywords contradict each other, or it is recursive without an end"
+        return SchemaError(f"/: {wanted}, but {reason}", pointer="")
 
     def call(self, goal: Goal) -> Node:
         """What stands for a value that satisfies a goal."""

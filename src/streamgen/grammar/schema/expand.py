@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from streamgen.errors import SchemaError
 from streamgen.grammar.schema import document as documents
 from streamgen.grammar.schema import language as lang
-from streamgen.grammar.schema.assertions import KEYWORDS, asserted
+from streamgen.grammar.schema.assertions import KEYWORDS, Conflict, asserted
 from streamgen.grammar.schema.emptiness import Emptiness, StillOpen
 from streamgen.grammar.schema.limits import too_complex
 from streamgen.grammar.schema.numbers import Number
@@ -70,6 +70,7 @@ class Expander:
     """What the goals of one schema mean.
 
     is_closed  whether objects that list properties have no others
+    conflicts  bounds found that contradict each other
     ignored    (pointer, keyword) pairs that are read as if they were not there
     """
 
@@ -83,6 +84,7 @@ class Expander:
         self._open: dict[Goal, int] = {}
         self._followed: set[str] = set()
         self.emptiness = Emptiness(self)
+        self.conflicts: list[Conflict] = []
 
     def written(self, place: Place) -> Written:
         """A subschema's keywords."""

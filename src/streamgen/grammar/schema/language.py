@@ -266,6 +266,19 @@ def length_range(part: Language) -> tuple[int, int | None]:
             return low * part.low, None if high is None or part.high is None else high * part.high
 
 
+def max_repeats(part: Language) -> int:
+    """The largest product of counts that stand inside of each other."""
+    match part:
+        case Repeat():
+            return max(part.low, part.high or 1, 1) * max_repeats(part.part)
+        case Cat() | Or() | And():
+            return max(map(max_repeats, part.parts), default=1)
+        case Not():
+            return max_repeats(part.part)
+        case _:
+            return 1
+
+
 def _sum_or_none(values: Iterable[int | None]) -> int | None:
     total = 0
     for value in values:

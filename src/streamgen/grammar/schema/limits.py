@@ -19,6 +19,7 @@ class SchemaLimits(Struct, frozen=True, kw_only=True):
     max_enum          values of one enum
     max_subschemas    combinations of subschemas that are looked at
     max_alternatives  that one subschema falls into
+    max_repeats       the product of counts inside of each other in a pattern
     max_states        of the automaton, as estimated, up to which a schema becomes a regular expression
     """
 
@@ -29,6 +30,7 @@ class SchemaLimits(Struct, frozen=True, kw_only=True):
     max_enum: int = 4_096
     max_subschemas: int = 4_000
     max_alternatives: int = 400
+    max_repeats: int = 5_000
     max_states: int = 1_500
 
 

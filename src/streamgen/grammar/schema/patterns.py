@@ -17,6 +17,7 @@ from streamgen.grammar.schema.language import ANY, EMPTY, NEVER, Language, Range
 
 MAX_NESTING = 60
 MAX_REPEAT = 10_000
+MAX_COUNT_DIGITS = 6
 MAX_UNROLLED = 16
 
 DIGITS: Ranges = ((0x30, 0x39),)
@@ -267,10 +268,12 @@ class _Parser:
             return None
         end = self._text.find("}", self._at)
         low, comma, high = self._text[self._at + 1 : max(end, self._at)].partition(",")
-        if end < 0 or not low.isdecimal() or not (high == "" or high.isdecimal()) or len(low) > 6 or len(high) > 6:
+        if end < 0 or not low.isdecimal() or not (high == "" or high.isdecimal()):
             if low == "" and comma and high.isdecimal():
                 raise self._error("a repetition without a lower bound, which dialects read differently,")
             return None
+        if max(len(low), len(high)) > MAX_COUNT_DIGITS:
+            raise self._error(f"a repetition of more than {MAX_REPEAT} times")
         self._at = end + 1
         return int(low), (int(high) if high else None) if comma else int(low)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from streamgen.grammar.schema import language as lang
 from streamgen.grammar.schema.numbers import (
+    MAX_DIGITS,
     Number,
     choice_text,
     finite_choices,
@@ -41,13 +42,19 @@ def number_node(number: Number, *, has_point: bool) -> Node:
     choices = finite_choices(number)
     if choices is not None:
         return Token(lang.union(*(choice_text(value, has_point=has_point) for value in choices)))
-    pieces = _pieces(number)
-    if not number.multiples and not number.non_multiples:
-        return Token(lang.union(*(_piece_text(piece, has_point=has_point) for piece in pieces)))
     unit = _unit(number)
     if unit is not None and multiple_text(unit, has_point=has_point) is None:
         return _json_rule(number, unit)
-    return Token(lang.union(*(_multiples(number, piece, unit, has_point=has_point) for piece in pieces)))
+    text = lang.union(*(_text(number, piece, unit, has_point=has_point) for piece in _pieces(number)))
+    if text == lang.NEVER:
+        raise Unsupported(number.pointer, "minimum", f"numbers of more than {MAX_DIGITS} digits are not written")
+    return Token(text)
+
+
+def _text(number: Number, piece: Number, unit: Decimal | None, *, has_point: bool) -> Language:
+    if number.multiples or number.non_multiples:
+        return _multiples(number, piece, unit, has_point=has_point)
+    return _piece_text(piece, has_point=has_point)
 
 
 def _pieces(number: Number) -> list[Number]:
