@@ -226,6 +226,17 @@ def _score(token: int) -> TokenLogprobs:
     return TokenLogprobs(logprob=-token / 100, rank=1, top_ids=(token,), top_logprobs=(-token / 100,))
 
 
+class PlainFormats:
+    """Outputs are text, and obey what was asked for."""
+
+    def parts(self, *arguments: object) -> None:
+        """Nothing is told apart."""
+
+    def grammar_use(self, output: Any, *arguments: object) -> tuple[Any, dict[str, Any]]:
+        """The grammar, from the first token on."""
+        return output, {}
+
+
 class FakeModel:
     """What `open_model` returns, over a `FakeRunner`."""
 
@@ -254,7 +265,7 @@ class FakeModel:
         self.supports_processors = True
         self.processors: dict[int, tuple[Callable[..., object], ...]] = {}
         self.grammars: dict[str, Any] = {}
-        self.formats = None
+        self.formats: Any = PlainFormats()
         self.sleeps: list[str] = []
         self.may_wake = threading.Event()
         self.may_wake.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import warnings
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,16 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 WAYS = ("task cancelled", "scope left", "cancelled from a thread", "reference dropped")
-STATES = ("tokenizing", "queued", "prefilling", "decoding", "paused", "preempted", "engine asleep")
+STATES = (
+    "tokenizing",
+    "waiting for a grammar",
+    "queued",
+    "prefilling",
+    "decoding",
+    "paused",
+    "preempted",
+    "engine asleep",
+)
 PROMPT = "the one that ends"
 
 
@@ -47,10 +57,13 @@ class Scene:
         self.runner = self.opener.runner
         self.engine = sg.Engine(_opener=self.opener)
         self.others: list[sg.Stream[Any]] = []
+        self.is_compiling, self.may_compile = threading.Event(), threading.Event()
 
     def make(self) -> sg.Stream[Any]:
         """The request, not yet submitted."""
         prompt = PROMPT * 12 if self.state == "prefilling" else PROMPT
+        if self.state == "waiting for a grammar":
+            return self.engine.stream(prompt, max_tokens=200, output=int)
         return self.engine.stream(prompt, max_tokens=200, on_slow="pause" if self.state == "paused" else "coalesce")
 
     async def reach(self, mailbox: Any) -> None:
@@ -58,6 +71,8 @@ class Scene:
         match self.state:
             case "tokenizing":
                 await until(self.opener.model.tokenizer.encoding.is_set)
+            case "waiting for a grammar":
+                await until(self.is_compiling.is_set)
             case "queued":
                 await until(lambda: bool(mailbox.prompt_ids) and len(self.scheduler._queue) == 1)
             case "prefilling":
@@ -81,11 +96,25 @@ class Scene:
         match self.state:
             case "tokenizing":
                 self.opener.model.tokenizer.may_encode.clear()
+            case "waiting for a grammar":
+                self._hold_up_compiling()
             case "queued":
                 await self._occupy("another", max_tokens=3)
             case "engine asleep":
                 self.opener.model.may_wake.clear()
                 await self.engine.sleep()
+
+    def _hold_up_compiling(self) -> None:
+        assert self.engine._thread is not None and self.engine._thread._core is not None
+        compiler = self.engine._thread._core.compiler._compiler
+        compile_ = compiler.compile
+
+        def wait(source: Any) -> Any:
+            self.is_compiling.set()
+            assert self.may_compile.wait(30), "the test left the compiler's gate shut"
+            return compile_(source)
+
+        compiler.compile = wait  # type: ignore[method-assign]
 
     async def _occupy(self, prompt: str, **fields: Any) -> None:
         stream = self.engine.stream(prompt, **fields)
@@ -117,6 +146,7 @@ class Scene:
         """Everything goes on; the others get their answers, and nothing is held."""
         self.opener.model.tokenizer.may_encode.set()
         self.opener.model.may_wake.set()
+        self.may_compile.set()
         self.runner.open_gate()
         for other in self.others:
             completion = await other.final()
@@ -136,6 +166,7 @@ async def scene(state: str) -> AsyncIterator[Scene]:
         finally:
             it.opener.model.tokenizer.may_encode.set()
             it.opener.model.may_wake.set()
+            it.may_compile.set()
             it.runner.open_gate()
 
 
@@ -173,7 +204,7 @@ async def test_the_four_ways_in_every_state(way: str, state: str) -> None:
         assert number is not None and mailbox.end is not None
         assert mailbox.end.finish_reason == "cancelled" and mailbox.end.code is None
         assert not it.holds(number), "whoever sees the end may count on slot and pages being free"
-        if state in ("tokenizing", "queued", "engine asleep"):
+        if state in ("tokenizing", "waiting for a grammar", "queued", "engine asleep"):
             assert not mailbox.is_started
             assert all(begin.ids != (BOS, *PROMPT.encode()) for begin in it.runner.begun), "it cost a forward"
         elif way != "reference dropped" and state != "preempted":  # there the others go on

@@ -419,6 +419,14 @@ def test_a_matcher_that_raises_fails_its_sequence_alone(calls: int) -> None:
     assert "ValueError" in faults[0].message and "secret" not in faults[0].message
 
 
+def test_rows_of_a_sequence_that_failed_name_no_mask() -> None:
+    s = sequence("[pq]{9}", "matcher")
+    s.take(s.rows(s.length - 1, 1), [ord("z")])
+    rows = s.rows(s.length, 1)
+    assert s.grammars.make_masks(rows, s.tokens).size == 0
+    assert rows["mask"].tolist() == [ANY_TOKEN]
+
+
 @pytest.mark.parametrize(
     ("key", "vocab", "message"),
     [("other", VOCAB, "not there any more"), ("key", VOCAB + 1, f"vocabulary of {VOCAB + 1} tokens")],
@@ -507,3 +515,30 @@ def _both_ended(fast: Running, slow: Running, rng: Random, drafts: tuple[int, ..
         s.length += kept + len(forced)
     assert fast.output == slow.output
     return ends
+
+
+def test_a_grammar_that_is_no_automaton_at_all() -> None:
+    """Nested brackets, which no automaton counts: drafts, runs and a replay through the library that does."""
+    pytest.importorskip("llguidance")
+    from streamgen.grammar.llguidance import LlguidanceGrammar, lark_grammar
+
+    made = LlguidanceGrammar.compile(lark_grammar('start: "<" ("p" | "q" | start)? ">."')).bind(VOCABULARY)
+
+    def running(output: Iterable[int] = ()) -> Running:
+        grammars = Grammars({"key": made}, num_slots=SLOTS, vocab_size=VOCAB)
+        return Running(grammars, begin_with(GrammarUse(key="key"), output=output))
+
+    s = running()
+    assert s.allowed == {ord("<")}
+    s.draft(tuple(b"<<qq"))
+    rows = s.rows(s.length - 1, 5)
+    inside = {*b"<pq>"}
+    assert s.masks(rows) == [{ord("<")}, inside, inside, {ord(">")}, EVERYTHING]
+    taken = s.take(rows, [*b"<<q>", 0])
+    assert [turn.forced for turn in taken.turns] == [tuple(b".>.")] and taken.turns[0].ends
+    s.tokens[1, s.length : s.length + 4] = list(b"<<q>")
+    s.length += 7
+    assert bytes(s.output) == b"<<q>.>."
+    for count in range(7):
+        again = running(b"<<q>.>."[:count])
+        assert ord("<<q>.>."[count]) in again.allowed

@@ -120,11 +120,14 @@ def test_every_state_is_reached_and_leads_to_an_end(pattern: str) -> None:
     assert automaton.classes.max() + 1 == transitions.shape[1]
     assert len({column.tobytes() for column in transitions.T}) == transitions.shape[1]
     assert (transitions[:, automaton.classes[0]] == -1).all()
-    reached = {0}
-    for _ in range(automaton.num_states):
-        reached |= {int(after) for state in reached for after in transitions[state] if after >= 0}
+    assert set(np.unique(transitions)) | {0, -1} == set(range(-1, automaton.num_states)), "each is reached"
+    assert all(transitions[:state].max(initial=0) >= state for state in range(automaton.num_states)), (
+        "from one before it"
+    )
+    before = None
+    while before is None or (ends != before).any():
+        before = ends
         ends = ends | np.where(transitions >= 0, ends[transitions], False).any(axis=1)
-    assert len(reached) == automaton.num_states
     assert ends.all()
 
 

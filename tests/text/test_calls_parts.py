@@ -209,7 +209,6 @@ def test_templates_are_not_told_of_strict() -> None:
 def test_who_has_no_tools_says_so() -> None:
     templates = {
         None: "no chat template",
-        "{{ messages }}": "takes no tools",
         "{{ tools }} <function=": "in a way that is not known",
     }
     for template, reason in templates.items():
@@ -217,6 +216,32 @@ def test_who_has_no_tools_says_so() -> None:
         with pytest.raises(NotSupported, match=reason):
             formats.parts((1, 2), TOOLS, "auto")
         assert formats.parts((1, 2), TOOLS, "none") is None
+
+
+def test_a_template_without_tools_has_them_described_in_the_system_message() -> None:
+    formats = OutputFormats(qwen(), "{{ messages }}")
+    assert formats.parts((1,), TOOLS, "auto") == OutputParts(calls=True)
+    call = {"id": "c", "type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    chat = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "1 and 1?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "2", "name": "add"},
+    ]
+    prepared, arguments = formats.prepare_chat(chat, TOOLS, "auto")
+    assert arguments == {}
+    assert [message["role"] for message in prepared] == ["system", "user", "assistant", "user"]
+    assert prepared[0]["content"].startswith("Be kind.")
+    assert all(tool["function"]["name"] in prepared[0]["content"] for tool in TOOLS)
+    assert json.loads(prepared[2]["content"]) == {"name": "add", "arguments": {"a": 1}}
+    assert prepared[3]["content"] == "Result of add: 2"
+    alone, _ = formats.prepare_chat(chat[1:2], TOOLS, "none")
+    assert list(alone) == chat[1:2]
+    with pytest.raises(NotSupported, match="strict"):
+        formats.grammar_use(None, TOOLS, "auto", OutputParts(calls=True))
+    source, use = formats.grammar_use(None, TOOLS, "required", OutputParts(calls=True))
+    assert isinstance(source, SchemaSource)
+    assert not use["begins_after"]
 
 
 def test_the_template_for_tools_is_the_one_that_counts() -> None:

@@ -77,7 +77,9 @@ class Core:
         self._executor = executor = ExecutorActor(self.device, capacity=PLANS_IN_FLIGHT + 1)
         # The scheduler and its neighbours post to each other, hence the late-bound `self.scheduler`.
         detokenizer = DetokenizerActor(
-            Detokenizer(model.tokenizer, routes, formats=model.formats), to_scheduler=lambda m: self.scheduler.post(m), capacity=capacity
+            Detokenizer(model.tokenizer, routes, formats=model.formats),
+            to_scheduler=lambda m: self.scheduler.post(m),
+            capacity=capacity,
         )
         self.scheduler = SchedulerActor(
             Scheduler(

@@ -29,10 +29,9 @@ from streamgen.messages import (
     Submit,
     TokenizerInbox,
 )
-from streamgen.text.parts import describe_tools
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
     from streamgen.actors.world import RunsCalls
     from streamgen.text.chat import ChatTemplate, ChatTemplates
@@ -110,7 +109,7 @@ class PromptEncoder:
             request_id=submit.request_id, ids=ids, score_from=score_from, parts=parts, source=source, use=use
         )
 
-    def render(self, chat: tuple[dict[str, object], ...], **arguments: Any) -> str:
+    def render(self, chat: Sequence[Mapping[str, Any]], **arguments: Any) -> str:
         """The chat as the model sees it."""
         if self._template is None:
             raise TemplateError(
@@ -131,10 +130,13 @@ class PromptEncoder:
             return submit.ids
         if submit.text is not None:
             return self.encode_text(submit.text, add_bos=True)
-        return self._encode_chat(submit.chat or (), submit.known, **_template_arguments(submit))
+        chat, arguments = submit.chat or (), dict[str, Any]()
+        if self._formats is not None:
+            chat, arguments = self._formats.prepare_chat(chat, submit.tools, submit.tool_choice)
+        return self._encode_chat(chat, submit.known, **arguments)
 
     def _encode_chat(
-        self, chat: tuple[dict[str, object], ...], known: tuple[int, ...], **arguments: Any
+        self, chat: Sequence[Mapping[str, Any]], known: tuple[int, ...], **arguments: Any
     ) -> tuple[int, ...]:
         """A chat that goes on from a turn whose ids are known keeps them, so that their pages are found again.
 
@@ -325,12 +327,6 @@ class TokenizerActor(Actor[TokenizerInbox | Encoded | Prepared]):
 
 
 _DETAILS = ("prompt_tokens", "max_context", "param", "pointer", "keyword", "bound")  # attributes of errors
-
-
-def _template_arguments(submit: Submit) -> dict[str, Any]:
-    if not submit.tools or submit.tool_choice == "none":
-        return {}
-    return {"tools": describe_tools(submit.tools)}
 
 
 def _try_encode(encoder: PromptEncoder, submit: Submit) -> Encoded:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from streamgen.messages import Begin, GrammarUse
 
 _CODE = "generation_error"
+_NUMBERED_LATER = 0  # a SAMPLE_ROW.mask that `make_masks` replaces
 _NO_MASKS: NDArray[np.uint32] = np.zeros((0, 0), np.uint32)
 _NO_ROWS: NDArray[np.intp] = np.zeros(0, np.intp)
 _NOT_ALLOWED = "grammar: a token was drawn that it does not allow"
@@ -123,6 +124,7 @@ class Grammars:
         tokens  [num_slots, max_context + 1], drafts in place
         """
         where = self._followed(rows)
+        rows["mask"][rows["mask"] >= 0] = ANY_TOKEN  # among them sequences that have failed
         if not len(where):
             return _NO_MASKS
         masks = np.empty((len(where), self._num_words), np.uint32)
@@ -160,43 +162,44 @@ class Grammars:
         grammar = self._table.get(use.key)
         if grammar is None:
             return self._refuse(begin, "grammar: expected it in the model's table, it is not there any more")
-        # Free text before a grammar must not end the output: it would not obey the grammar then.
-        held = begin.stop_ids if use.begins_after and not use.repeats else ()
-        output = begin.ids[begin.num_prompt :]
-        wants_runs = begin.sampling.logprobs is None
         if grammar.vocabulary.vocab_size != self._vocab_size:
             sizes = f"{self._vocab_size} tokens, got {grammar.vocabulary.vocab_size}"
             return self._refuse(begin, f"grammar: expected one over a vocabulary of {sizes}")
-        if not isinstance(grammar, AutomatonTokens):
-            following = Following(
-                grammar,
-                use,
-                held_ids=held,
-                num_prompt=begin.num_prompt,
-                wants_runs=wants_runs,
-            )
-            if not following.replay(output):
-                return self._refuse(begin, _NOT_ALLOWED)
-            self._following[begin.slot] = following
-            return ANY_TOKEN + 1  # numbered step by step
+        # Free text before a grammar must not end the output: it would not obey the grammar then.
+        held = begin.stop_ids if use.begins_after and not use.repeats else ()
+        if isinstance(grammar, AutomatonTokens):
+            self._enter(begin, use, grammar.table, held)
+            return GRAMMAR
+        following = Following(
+            grammar,
+            use,
+            held_ids=held,
+            num_prompt=begin.num_prompt,
+            wants_runs=begin.sampling.logprobs is None,
+        )
+        if not following.replay(begin.ids[begin.num_prompt :]):
+            return self._refuse(begin, _NOT_ALLOWED)
+        self._following[begin.slot] = following
+        return _NUMBERED_LATER
+
+    def _enter(self, begin: Begin, use: GrammarUse, table: _cpu.MaskTable, held: tuple[int, ...]) -> None:
         if self.automata is None:
             import streamgen._cpu as _cpu
 
             self.automata = _cpu.GrammarSlots(self._num_slots)
-        begins, opens = use.begins_after, use.opens_with
+        # An output that is not allowed fails its sequence at the first step.
         self.automata.begin(
             begin.slot,
-            grammar.table,
+            table,
             begin.num_prompt,
-            output,
-            begins,
-            opens,
+            begin.ids[begin.num_prompt :],
+            use.begins_after,
+            use.opens_with,
             use.is_forced,
             use.repeats,
             held,
-            wants_runs,
+            begin.sampling.logprobs is None,
         )
-        return GRAMMAR
 
     def _refuse(self, begin: Begin, reason: str) -> int:
         self._failed[begin.slot] = reason

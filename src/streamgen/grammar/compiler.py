@@ -44,7 +44,7 @@ def compile_source(source: GrammarSource, limits: CompileLimits = DEFAULT_LIMITS
         return _compile(source, limits)
     except RecursionError as error:
         raise SchemaTooComplex(
-            "output: expected a grammar that nests less deeply; make it flatter", bound="max_schema_depth"
+            "output: expected a grammar that nests less deeply; make it flatter", bound="nesting"
         ) from error
     except UnicodeError as error:
         raise SchemaError("output: expected text that UTF-8 can write, got a lone surrogate") from error

@@ -129,24 +129,28 @@ class Cutting:
         return Times(lexeme, 0, 1) if pattern.is_nullable else lexeme
 
     def _runs(self, items: tuple[Expression, ...]) -> Iterator[Expression]:
-        """Neighbours that are regular together."""
+        """With neighbours that are regular together as one."""
         run: list[Expression] = []
         for item in items:
             if self._regexes.of(item) is not None:
                 run.append(item)
                 continue
-            if run:
-                yield Sequence(tuple(run))
+            yield from self._together(Sequence(tuple(run)))
             yield item
             run = []
-        if run:
-            yield Sequence(tuple(run))
+        yield from self._together(Sequence(tuple(run)))
 
     def _regular_ones(self, items: tuple[Expression, ...]) -> Iterator[Expression]:
-        regular = tuple(item for item in items if self._regexes.of(item) is not None)
-        if regular:
-            yield Choice(regular)
+        """With those that are regular as one."""
+        yield from self._together(Choice(tuple(item for item in items if self._regexes.of(item) is not None)))
         yield from (item for item in items if self._regexes.of(item) is None)
+
+    def _together(self, whole: Sequence | Choice) -> Iterator[Expression]:
+        """The whole, unless it is empty, or too large for one regular expression."""
+        if self._regexes.of(whole) is None:
+            yield from whole.items
+        elif whole.items:
+            yield whole
 
 
 def _rules_in(node: Node) -> Iterator[str]:

@@ -15,6 +15,7 @@ from streamgen.errors import InvalidRequest, NotSupported
 from streamgen.messages import OutputParts
 from streamgen.text.calls.formats import CallTokens
 from streamgen.text.calls.parser import CallArguments, CallEnd, CallStart
+from streamgen.text.calls.plain import PlainCalls, describe_plainly
 from streamgen.text.calls.registry import find_format, takes_tools
 from streamgen.text.reasoning import ReasoningSplitter, find_reasoning
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from streamgen.grammar.source import GrammarSource
-    from streamgen.text.calls.formats import Definition
+    from streamgen.text.calls.formats import CallFormat, Definition
     from streamgen.text.calls.parser import CallParser, Piece
     from streamgen.text.decoder import TextDecoder
     from streamgen.text.stops import StopMatcher
@@ -48,7 +49,20 @@ class OutputFormats:
         self._has_template = bool(for_tools)
         self._takes_tools = takes_tools(for_tools)
         self.reasoning = find_reasoning(default, lambda text: tokenizer.token_id(text))
-        self.calls = find_format(for_tools, _call_tokens(tokenizer)) if self._takes_tools else None
+        self.calls: CallFormat | None = None
+        if self._takes_tools:
+            self.calls = find_format(for_tools, _call_tokens(tokenizer))
+        elif self._has_template:
+            self.calls = PlainCalls(_call_tokens(tokenizer))
+
+    def prepare_chat(
+        self, chat: Sequence[Mapping[str, Any]], tools: Sequence[Definition], choice: str
+    ) -> tuple[Sequence[Mapping[str, Any]], dict[str, Any]]:
+        """(the chat as the template can take it, the template's arguments)."""
+        given = tools if choice != "none" else ()
+        if isinstance(self.calls, PlainCalls):
+            return describe_plainly(chat, given), {}
+        return chat, {"tools": describe_tools(given)} if given else {}
 
     def parts(
         self, prompt_ids: Sequence[int], tools: Sequence[Definition] = (), choice: str = "auto"
@@ -154,8 +168,6 @@ class OutputFormats:
     def _no_calls(self) -> NotSupported:
         if not self._has_template:
             why = "this model has no chat template, which would describe them"
-        elif not self._takes_tools:
-            why = "this model's chat template takes no tools; describe them in the system text and use output="
         else:
             why = "this model's chat template has calls written in a way that is not known here"
         return NotSupported(f"tools: {why}", param="tools")
