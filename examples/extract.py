@@ -20,11 +20,14 @@ class Line(Struct):
     unit_price: Annotated[float, Meta(ge=0)]
 
 
+Lines = Annotated[list[Line], Meta(min_length=1, max_length=8)]
+
+
 async def main() -> None:
     """Each line is printed the moment its object closes, while the model goes on with the next."""
     async with sg.Engine(*sys.argv[1:2]) as engine:
         question = [sg.user(f"Extract the lines of this invoice as JSON.\n\n{TEXT}")]
-        async with engine.stream(question, output=list[Line], max_tokens=200, temperature=0) as stream:
+        async with engine.stream(question, output=Lines, max_tokens=200, temperature=0) as stream:
             try:
                 async for line in stream.items():
                     print(line)

@@ -230,12 +230,12 @@ def test_rules_that_multiply_do_not_take_for_ever() -> None:
 
 
 def test_what_is_regular_and_large_is_cut_where_it_has_to_be() -> None:
-    words = " | ".join(f'"{number:05}" tail' for number in range(2_000))
+    words = " | ".join(f'"{number:05}" tail' for number in range(1_000))
     grammar = compile_source(
         CfgSource(text=f'root ::= (word ",")* word\nword ::= {words}\ntail ::= [a-z]*', syntax="gbnf")
     )
     assert (
-        grammar.accepts(b"00000abc,01999,00042z") and not grammar.accepts(b"02000") and not grammar.accepts(b"00000,")
+        grammar.accepts(b"00000abc,00999,00042z") and not grammar.accepts(b"02000") and not grammar.accepts(b"00000,")
     )
 
 

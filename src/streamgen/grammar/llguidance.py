@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from streamgen.grammar.vocabulary import GrammarVocabulary
 
 _MAX_LEXER_STATES = 50_000  # one to two KB each, of one sequence
-_TOO_COMPLEX = ("too big", "too complex", "too large", "too many", "too deeply", "limit")  # in its words
+_TOO_COMPLEX = ("too big", "too complex", "too large", "too many", "too deeply", "limit", "max is")  # in its words
 
 
 # Without it, the library turns text that must follow into tokens of its own choice, and allows only those.

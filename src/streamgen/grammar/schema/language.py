@@ -196,6 +196,7 @@ def _both_infinite(flat: list[Language]) -> Language:
     high = min((part.high for part in lengths if part.high is not None), default=None)
     if (high is not None and low > high) or NEVER in rest:
         return NEVER
+    excluded = [word for word in excluded if low <= len(word) and (high is None or len(word) <= high)]
     if any(isinstance(part, Words) for part in rest):
         return both(*rest, *lengths, negate(words(excluded)))
     rest = _drop_lengths(rest, low, high)

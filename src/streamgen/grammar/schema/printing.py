@@ -78,7 +78,8 @@ def _escaped(char: str, special: set[str]) -> str:
 def lark_text(part: Language) -> str:
     """A terminal's right side in a Lark grammar as llguidance reads it, where `&` and `~` exist."""
     try:
-        return "/" + regex_text(part).replace("/", r"\/") + "/"
+        # An empty expression needs a group: two slashes begin a comment.
+        return "/" + (regex_text(part).replace("/", r"\/") or "(?:)") + "/"
     except ValueError:
         pass
     match part:

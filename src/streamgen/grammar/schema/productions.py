@@ -141,7 +141,10 @@ class RegexPrinter:
         Raises:
             NotRegular: there is none, or it would be too large.
         """
-        return self._call(self._grammar.start)[0]
+        try:
+            return self._call(self._grammar.start)[0]
+        except RecursionError:
+            raise NotRegular("its parts stand too deep inside of each other") from None
 
     def _call(self, name: str) -> tuple[str, int]:
         if name in self._open:

@@ -16,16 +16,16 @@ from streamgen.grammar.schema.patterns import full_language
 SHORT = {0x22: '"', 0x5C: "\\", 0x08: "b", 0x0C: "f", 0x0A: "n", 0x0D: "r", 0x09: "t"}
 # The control characters that have no short escape.
 UNNAMED_CONTROLS = ((0x00, 0x07), (0x0B, 0x0B), (0x0E, 0x1F))
-BEYOND_ASCII = (0x80, lang.LAST_CHAR)
+FIRST_BEYOND = 0x7F
 
 _UNICODE_ESCAPE = (
     r"\\u(?:[0-9a-ce-fA-CE-F][0-9a-fA-F]{3}|[dD][0-7][0-9a-fA-F]{2}"
     r"|[dD][89aAbB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})"
 )
 FREE_CHAR = rf'(?:[^"\\\x00-\x1f]|\\["\\/bfnrt]|{_UNICODE_ESCAPE})'
-# As above from U+0080 on.
+# As above from U+007F on.
 _ESCAPES_BEYOND_ASCII = (
-    r"\\u(?:[1-9a-ce-fA-CE-F][0-9a-fA-F]{3}|0[1-9a-fA-F][0-9a-fA-F]{2}|00[89a-fA-F][0-9a-fA-F]|[dD][0-7][0-9a-fA-F]{2}"
+    r"\\u(?:[1-9a-ce-fA-CE-F][0-9a-fA-F]{3}|0[1-9a-fA-F][0-9a-fA-F]{2}|00[89a-fA-F][0-9a-fA-F]|007[fF]|[dD][0-7][0-9a-fA-F]{2}"
     r"|[dD][89aAbB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})"
 )
 
@@ -82,7 +82,7 @@ def _char_text(ranges: Ranges) -> Language:
     short = [SHORT[code] for code in SHORT if any(low <= code <= high for low, high in ranges)]
     if short:
         options.append(lang.cat(lang.literal("\\"), lang.one_of("".join(short))))
-    beyond = tuple((max(low, 0x80), high) for low, high in ranges if high >= 0x80)
+    beyond = tuple((max(low, FIRST_BEYOND), high) for low, high in ranges if high >= FIRST_BEYOND)
     return lang.union(lang.chars(raw), *options, *_escapes(beyond))
 
 
@@ -108,9 +108,9 @@ def _escapes(ranges: Ranges) -> list[Language]:
 
 
 def _common_gap(ranges: Ranges) -> bool:
-    """Whether some character beyond ASCII is missing."""
+    """Whether some character beyond printable ASCII is missing."""
     gaps = lang.complement_of(tuple(ranges))
-    return any(high >= BEYOND_ASCII[0] for _, high in gaps)
+    return any(high >= FIRST_BEYOND for _, high in gaps)
 
 
 def _nibbles(low: int, high: int, length: int) -> Language:

@@ -82,11 +82,17 @@ class JsonCalls(CallParser):
         self._held.clear()
         return (yield from self._space())
 
-    def _object(self, *, is_strict: bool) -> Steps[None]:
+    def _object(self, *, is_strict: bool, is_doubled: bool = False) -> Steps[None]:
         """A call whose `{` was taken."""
         name: str | None = None
         early: str | None = None  # arguments that came before the name
         symbol = yield from self._space()
+        if symbol == "{" and not is_doubled:  # Qwen2.5's template shows calls with two braces, and models learn it
+            yield from self._object(is_strict=is_strict, is_doubled=True)
+            if (yield from self._space()) != "}":
+                raise Misfit
+            self._held.clear()
+            return
         while symbol == '"':
             key = yield from self._string(limit=_LONGEST_KEY if is_strict else _MAX_NAME)
             if is_strict and key not in _CALL_KEYS:
