@@ -60,6 +60,8 @@ CASES: list[tuple[type[CallFormat], str, str, list[Call]]] = [
     (HermesCalls, f'```json\n{LLAMA}\n```\n\n```json\n{{"name": "f", "arguments": {{}}}}\n```\n', "\n", TWO),
     (HermesCalls, f"```json\n{LLAMA}\n```\n```python\n1\n```", "\n```python\n1\n```", ONE),
     (HermesCalls, f'\n {{"name": "weather", "arguments": {WEATHER}}}', "", ONE),
+    (HermesCalls, f'{{{{"name": "weather", "arguments": {WEATHER}}}}}', "", ONE),
+    (HermesCalls, f'<tool_call>\n{{{{"name": "weather", "arguments": {WEATHER}}}}}\n</tool_call>', "", ONE),
     (LlamaCalls, LLAMA, "", ONE),
     (LlamaCalls, "<|python_tag|>" + LLAMA, "", ONE),
     (LlamaCalls, LLAMA + "; " + '{"name": "f", "parameters": {}}', "", TWO),

@@ -5,6 +5,7 @@ The dialect is what Rust's `regex` and Python's `re` both read: groups, alternat
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import pairwise
 
 from streamgen.grammar.schema.language import And, Cat, Chars, Language, Not, Or, Repeat, Words, cat, has_operators
@@ -14,6 +15,7 @@ _KEPT = set(" \"'/")
 _CLASS_SPECIAL = set("\\]^-[&~")
 
 
+@lru_cache(maxsize=4_096)
 def regex_text(part: Language) -> str:
     """A regular expression of a language without intersection or complement."""
     match part:
