@@ -202,6 +202,7 @@ class FakeRunner:
         if samples:
             drafts = plan.drafts[i][1 - samples :] if samples > 1 else ()
             kept = count_agreeing(drafts, tuple(drawn))
+            self._tokens[slot].setdefault(start + count, 0)  # a plan under way may go on behind all drafts
             self._tokens[slot][start + count - samples + 1 + kept] = drawn[kept]
         wants_logprobs = begin.sampling.logprobs is not None
         return tuple(drawn), tuple(_score(t) for t in drawn) if wants_logprobs else (), tuple(scores)

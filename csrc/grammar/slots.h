@@ -39,7 +39,7 @@ struct GrammarUse {
 
 class GrammarSlots {
  public:
-  static constexpr int32_t kMostForced = 32;  // tokens at a time
+  static constexpr int32_t kMostForced = 15;  // tokens at a time
   static constexpr int32_t kMostLikely = 16;
 
   explicit GrammarSlots(int32_t num_slots) : slots_(size_t(num_slots)) {}

@@ -246,6 +246,16 @@ class Copies(Recorder):
         )
 
 
+def test_rows_behind_a_draft_that_did_not_come_true_draw_nothing(runner: Runner, recorder: Recorder) -> None:
+    run(runner, one(0, 0, 3, begins=(begin(0, 3),)))
+    run(runner, one(0, 3, 3, samples=3, drafts=((103, 9),)))  # 103 is what comes after position 3
+    run(runner, one(0, 6, 1))  # planned before that was known
+    assert recorder.inputs[2].samples["target"].tolist() == [0]
+    assert run(runner, one(0, 5, 1)).tokens == ((105,),)
+    assert recorder.inputs[3].samples["target"].tolist() == [-1]
+    assert recorder.inputs[3].tokens[0, 3:7].tolist() == [102, 103, 104, 105]
+
+
 def random_plans(rng: Random, *, count: int) -> list[StepPlan]:
     """Mostly decodes; now and then a sequence is replaced, left out, or draws twice."""
     kinds: list[dict[str, Any]] = [
@@ -268,7 +278,7 @@ def random_plans(rng: Random, *, count: int) -> list[StepPlan]:
             size = 3 if ends[slot] == 0 else 2 if rng.random() < 0.02 else 1
             drafts.append((9,) if ends[slot] and size == 2 else ())
             rows.append((slot, ends[slot], size, size if drafts[-1] else 1))
-            ends[slot] += size
+            ends[slot] += 1 if drafts[-1] else size  # no draft comes true
         slots, starts, counts, samples = zip(*rows, strict=True)
         pages = tuple((step + slot,) if rng.random() < 0.1 else () for slot in slots)
         plans.append(

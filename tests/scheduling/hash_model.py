@@ -83,6 +83,7 @@ class HashModel:
         self._tables: list[list[int]] = [[] for _ in range(num_slots)]
         self._begins: list[Begin | None] = [None] * num_slots
         self._lengths = [0] * num_slots  # tokens that grammars have taken
+        self._behind: dict[int, int] = {}  # slot -> where its next row starts, after a draft that did not come true
 
     def execute(self, plan: StepPlan, dead_pages: tuple[int, ...] = ()) -> StepDone:
         """Run a plan. `dead_pages` are those nobody held when it was made: what is in them must not matter."""
@@ -111,6 +112,8 @@ class HashModel:
         if begin is None or begin.grammar is None:
             return None
         start = plan.starts[i] + plan.counts[i] - plan.samples[i] + 1
+        if plan.starts[i] > self._behind.get(slot, start):
+            return None  # behind a draft that did not come true
         end = start + self._count_kept(plan, i, tokens)
         if end <= self._lengths[slot] or any(token in begin.stop_ids for token in tokens[: end - start]):
             return None
@@ -147,6 +150,7 @@ class HashModel:
         self._tables[begin.slot] = list(begin.pages)
         self._begins[begin.slot] = begin
         self._lengths[begin.slot] = len(begin.ids)
+        self._behind.pop(begin.slot, None)
 
     def _compute(self, slot: int, position: int) -> None:
         previous = self._read(slot, position - 1) if position else 0
@@ -166,6 +170,9 @@ class HashModel:
         slot, end, samples = plan.slots[i], plan.starts[i] + plan.counts[i], plan.samples[i]
         begin = self._begins[slot]
         assert begin is not None
+        if plan.starts[i] > self._behind.get(slot, end):
+            return (0,) * samples, (), ()  # nobody takes it
+        self._behind.pop(slot, None)
         states = [self._read(slot, position) for position in range(end)]
         rows = range(end - samples, end)
         tokens = tuple(draw(states[: p + 1], begin=begin, position=p) for p in rows)
@@ -175,6 +182,9 @@ class HashModel:
         if tokens:
             kept = self._count_kept(plan, i, tokens)
             self._tokens[slot][end - samples + kept] = tokens[kept - 1]
+            if kept < samples:
+                self._behind[slot] = end - samples + kept
+                self._tokens[slot][end] = max(0, self._tokens[slot][end])  # a plan under way goes on behind all drafts
         logprobs: tuple[TokenLogprobs, ...] = ()
         if begin.sampling.logprobs is not None:
             logprobs = tuple(logprobs_of(states[p], t) for p, t in zip(rows, tokens, strict=False))

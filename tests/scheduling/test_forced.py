@@ -68,7 +68,8 @@ def test_what_is_likely_is_drafted_behind_a_row_that_is_under_way() -> None:
     second = planned(harness)  # behind the row of the first token, which may bring what was guessed
     assert (second.starts, second.counts, second.samples) == ((6,), (4,), (4,))
     assert second.drafts == ((2, 0, 1),)
-    assert harness.plan() is None
+    third = planned(harness)  # as if all of it came true
+    assert (third.starts, third.counts, third.samples) == ((10,), (1,), (1,))
     harness.complete()
     harness.complete()
     assert harness.outcomes[1, 0].ids == output[: len(harness.outcomes[1, 0].ids)]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from streamgen.grammar.grammar import Matcher, TokenGrammar
     from streamgen.messages import GrammarUse
 
-MOST_FORCED = 32  # tokens at a time
+MOST_FORCED = 15  # tokens at a time: with the last one drawn they are the rows that any step has room for
 
 
 class Took(Struct, frozen=True):

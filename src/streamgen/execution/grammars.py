@@ -175,7 +175,7 @@ class Grammars:
             use,
             held_ids=held,
             num_prompt=begin.num_prompt,
-            wants_runs=begin.sampling.logprobs is None,
+            wants_runs=begin.sampling.logprobs is None and begin.processors is None,
         )
         if not following.replay(begin.ids[begin.num_prompt :]):
             return self._refuse(begin, _NOT_ALLOWED)

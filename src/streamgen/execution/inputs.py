@@ -23,6 +23,8 @@ from streamgen.backends.base import (
 from streamgen.execution.grammars import NOTHING_TAKEN, Drawn, Taken
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from numpy.typing import NDArray
 
     from streamgen.execution.grammars import Grammars
@@ -97,8 +99,11 @@ class Decode:
         return NOTHING_TAKEN if self._drawn is None else self._grammars.take(self._drawn)
 
 
-def make_inputs(plan: StepPlan, slots: Slots) -> tuple[StepInputs, HeadRows]:
-    """The arrays of a step; `slots` has taken the plan's begins, pages and drafts already."""
+def make_inputs(plan: StepPlan, slots: Slots, stale: Collection[int] = ()) -> tuple[StepInputs, HeadRows]:
+    """The arrays of a step; `slots` has taken the plan's begins, pages and drafts already.
+
+    stale   slots whose rows count for nothing: they draw no token
+    """
     slot_array = np.array(plan.slots, np.int32)
     starts = np.array(plan.starts, np.int32)
     counts = np.array(plan.counts, np.int32)
@@ -107,6 +112,8 @@ def make_inputs(plan: StepPlan, slots: Slots) -> tuple[StepInputs, HeadRows]:
         head = _one_row_each(plan, slots, slot_array, starts, counts, first_rows)
     else:
         head = _several_rows(plan, slots, first_rows.tolist())
+    if stale:
+        _draw_nothing(head.rows, stale)
     if slots.processors:
         head.num_logits = _number_logits(head.rows)
     bias_ids, bias_values = _fill_biases(head.rows, slots)
@@ -179,6 +186,13 @@ def _score_rows(slots: Slots, slot: int, positions: range, row_offset: int, num_
     rows["logits"] = -1
     rows["num_top"] = num_top
     return rows
+
+
+def _draw_nothing(rows: NDArray[np.void], slots: Collection[int]) -> None:
+    """As if the token after each row were known."""
+    where = np.flatnonzero(np.isin(rows["slot"], list(slots)))
+    rows["target"][where] = 0
+    rows["write"][where] = 0
 
 
 def _number_logits(rows: NDArray[np.void]) -> int:

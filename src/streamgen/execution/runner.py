@@ -66,11 +66,12 @@ class Runner:
         model = self._model
         assert model is not None, "the runner sleeps or is closed"
         self._take(plan, model)
+        stale = self._slots.find_stale(plan)
         decode = self._decode
-        if decode is not None and decode.repeats(plan):
+        if decode is not None and not stale and decode.repeats(plan):
             return _run_decode(decode, plan, model, wake_fd)
-        inputs, head = make_inputs(plan, self._slots)
-        if Decode.is_one(plan, self._slots, head):
+        inputs, head = make_inputs(plan, self._slots, stale)
+        if not stale and Decode.is_one(plan, self._slots, head):
             self._decode = decode = Decode(plan, inputs, head, self._slots.grammars)
             return _run_decode(decode, plan, model, wake_fd)
         self._decode = None
@@ -154,7 +155,10 @@ class Runner:
         ):
             if len(ids) > 1:
                 kept = count_agreeing(drafts[1 - len(ids) :], ids)
-                self._slots.tokens[slot, start + count - len(ids) + 1 + kept] = ids[kept]
+                end = start + count - len(ids) + 1 + kept
+                self._slots.tokens[slot, end] = ids[kept]
+                if kept + 1 < len(ids):
+                    self._slots.behind[slot] = end
 
     def _process(
         self, plan: StepPlan, model: LoadedModel, inputs: StepInputs, head: HeadRows, outputs: StepOutputs

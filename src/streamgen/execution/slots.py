@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from streamgen.execution.grammars import Grammars
-    from streamgen.messages import Begin
+    from streamgen.messages import Begin, StepPlan
 
 _T = TypeVar("_T")
 
@@ -45,6 +45,7 @@ class Slots:
     templates     SAMPLE_ROW [num_slots], everything of a sample row that does not change from step to step
     biases, bans, scores   only for the slots that have them, so that others cost nothing
     processors    slot -> the request whose logits processors it has; `failed` are the slots where these failed already
+    behind        slot -> where its next row starts, since the draft there did not come true
     grammars      what their outputs have to obey
     """
 
@@ -57,6 +58,7 @@ class Slots:
         self.scores: dict[int, ScoreRange] = {}
         self.processors: dict[int, int] = {}
         self.failed: set[int] = set()
+        self.behind: dict[int, int] = {}
         self.grammars = grammars
         self._num_pages = [0] * num_slots
 
@@ -65,9 +67,23 @@ class Slots:
         tables = (self.biases, self.bans, self.scores, self.processors)
         return not any(slot in table for table in tables if table for slot in slots)
 
+    def find_stale(self, plan: StepPlan) -> list[int]:
+        """Slots whose rows were planned behind drafts that did not come true: what they give is thrown away."""
+        if not self.behind:
+            return []
+        stale = []
+        for slot, start in zip(plan.slots, plan.starts, strict=True):
+            if slot in self.behind:
+                if start > self.behind[slot]:
+                    stale.append(slot)
+                else:
+                    del self.behind[slot]
+        return stale
+
     def begin(self, begin: Begin) -> None:
         """A sequence takes a slot."""
         slot = begin.slot
+        self.behind.pop(slot, None)
         self.tokens[slot, : len(begin.ids)] = begin.ids
         self._num_pages[slot] = 0
         self.append_pages(slot, begin.pages)

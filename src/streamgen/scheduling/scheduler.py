@@ -201,7 +201,7 @@ class Scheduler:
         faults = {fault.index: fault for fault in done.faults}
         turns = {turn.index: turn for turn in done.turns}
         for i, rows in enumerate(step.rows):
-            if rows.run != rows.sequence.run:
+            if rows.is_void:
                 continue
             if i in faults:
                 self._end_faulty(rows.sequence, faults[i])

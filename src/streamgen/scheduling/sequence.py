@@ -37,12 +37,23 @@ class State(Enum):
 class Rows:
     """One sequence's part of a planned step, kept until its results arrive.
 
-    run        the sequence's `run` when it was planned; another value later means that the results are void
+    run, num_rollbacks   the sequence's when it was planned; other values later mean that the results are void
     drafts     ids that the executor writes at start + 1 ...
     proposals  the drafted tokens among them, which the sampled ones are compared with
     """
 
-    __slots__ = ("count", "drafts", "pages", "proposals", "run", "samples", "sequence", "slot", "start")
+    __slots__ = (
+        "count",
+        "drafts",
+        "num_rollbacks",
+        "pages",
+        "proposals",
+        "run",
+        "samples",
+        "sequence",
+        "slot",
+        "start",
+    )
 
     def __init__(
         self,
@@ -58,6 +69,7 @@ class Rows:
         assert sequence.slot is not None, "rows of a sequence without a slot"
         self.sequence = sequence
         self.run = sequence.run
+        self.num_rollbacks = sequence.num_rollbacks
         self.slot = sequence.slot
         self.start = start
         self.count = count
@@ -65,6 +77,11 @@ class Rows:
         self.pages = pages
         self.drafts = drafts
         self.proposals = proposals
+
+    @property
+    def is_void(self) -> bool:
+        """Whether the sequence lost its slot since, or went back behind these rows."""
+        return self.run != self.sequence.run or self.num_rollbacks != self.sequence.num_rollbacks
 
 
 class Sequence:
@@ -75,6 +92,7 @@ class Sequence:
     share            of its tenant, from when it is admitted
     has_started      it had a slot before, and was charged for its prompt
     is_paused        its reader is behind: it gets no rows
+    num_rollbacks    how often drafts did not come true, so that rows planned behind them are void
     is_complete      its grammar says that nothing can follow
     is_drafted_over  the executor may have drafts where it had written forced tokens
     likely           (position, ids): what its grammar thinks will stand from there on
@@ -101,7 +119,6 @@ class Sequence:
         "is_complete",
         "is_drafted_over",
         "is_paused",
-        "is_verifying",
         "leader",
         "likely",
         "max_tokens",
@@ -110,8 +127,8 @@ class Sequence:
         "num_computed",
         "num_losses",
         "num_offered",
-        "num_pending",
         "num_prompt",
+        "num_rollbacks",
         "num_scheduled",
         "num_shared_hint",
         "pages",
@@ -144,14 +161,20 @@ class Sequence:
         self.slot: int | None = None
         self.pages: list[int] = []
         self.run = 0
-        self.num_scheduled = self.num_computed = self.num_pending = 0
+        self.num_scheduled = self.num_computed = 0
         self.num_offered = self.num_shared_hint = 0
-        self.is_verifying = self.is_drafted_over = self.is_paused = self.is_complete = False
+        self.num_rollbacks = 0
+        self.is_drafted_over = self.is_paused = self.is_complete = False
         self.likely: tuple[int, tuple[int, ...]] = (0, ())
         self.num_losses = 0
         self.drafts = (0, 0)
         self.cached_tokens = 0
         self.has_reported = self.has_started = False
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens that steps under way will give: the last of these draws the token at `num_scheduled`."""
+        return max(0, self.num_scheduled + 1 - len(self.ids)) if self.max_tokens else 0
 
     @property
     def num_tokens(self) -> int:
@@ -171,7 +194,7 @@ class Sequence:
     @property
     def can_decode(self) -> bool:
         """Whether a row may be planned that samples one more token."""
-        return not (self.is_verifying or self.is_paused) and self.num_tokens - self.num_prompt < self.max_tokens
+        return not self.is_paused and self.num_tokens - self.num_prompt < self.max_tokens
 
     @property
     def num_unplanned(self) -> int:
@@ -206,8 +229,8 @@ class Sequence:
         self.slot = None
         self.pages = []
         self.run += 1
-        self.num_scheduled = self.num_computed = self.num_pending = 0
-        self.is_verifying = self.is_drafted_over = False
+        self.num_scheduled = self.num_computed = 0
+        self.is_drafted_over = False
 
     def describe(self) -> Begin:
         """What the executor is told when the sequence takes its slot."""
@@ -234,50 +257,43 @@ class Sequence:
         is_last = start + count == len(self.ids)
         samples = 1 if is_last and self.max_tokens > 0 else 0
         self.num_scheduled = start + count
-        self.num_pending += samples
         return Rows(self, start=start, count=count, samples=samples, pages=pages)
 
     def plan_decode(self, pages: tuple[int, ...], proposals: tuple[int, ...]) -> Rows:
-        """Rows for the last token, those forced before it, and drafted ones after it."""
+        """Rows for the last token, those forced before it, and drafted ones after it.
+
+        Drafts are taken for true until their results come: the next plan goes on behind them.
+        """
         start, count = self.num_scheduled, self.num_decode_rows + len(proposals)
         drafts = (*self.ids[start + 1 :], *proposals) if proposals or self.is_drafted_over else ()
         self.is_drafted_over = False
-        if proposals:
-            self.is_verifying = True
-        else:
-            self.num_pending += 1
         self.num_scheduled = start + count
         samples = 1 + len(proposals)
         return Rows(self, start=start, count=count, samples=samples, pages=pages, drafts=drafts, proposals=proposals)
 
     def take(self, rows: Rows, tokens: tuple[int, ...], turn: Turn | None = None) -> tuple[int, ...]:
         """Account for the results of rows, and for what the grammar says after them; the new output tokens."""
+        kept = tokens
         if rows.proposals:
-            tokens = self._take_verified(rows, tokens)
-        else:
-            self.num_computed = rows.start + rows.count
-            if self.num_computed < len(self.ids):
-                tokens = ()  # forced, and known since before the step was done
-            else:
-                self.num_pending -= rows.samples
-                self.ids.extend(tokens)
-        return tokens if turn is None else tokens + self._take_turn(turn)
-
-    def _take_verified(self, rows: Rows, tokens: tuple[int, ...]) -> tuple[int, ...]:
-        kept = self._up_to_stop(tokens[: count_agreeing(rows.proposals, tokens) + 1])
-        end = rows.start + rows.count - rows.samples + len(kept)
-        # That is the rollback: rows from the last kept token on are planned, and their pages written, again.
-        self.num_computed = self.num_scheduled = end
-        self.is_verifying, self.is_drafted_over = False, len(self.ids) > end + 1
-        new = kept[max(0, len(self.ids) - end - 1 + len(kept)) :]  # those that were not forced, and known, before
+            kept = self._up_to_stop(tokens[: count_agreeing(rows.proposals, tokens) + 1])
+        first = rows.start + rows.count - rows.samples + 1  # position of the first token
+        self.num_computed = first - 1 + len(kept) if rows.samples else rows.start + rows.count
+        new = kept[max(0, len(self.ids) - first) :]  # those that were not forced, and known, before
         self.ids.extend(new)
-        return new
+        if len(kept) < rows.samples:
+            self._roll_back()
+        return new if turn is None else new + self._take_turn(turn)
+
+    def _roll_back(self) -> None:
+        """Rows behind a draft that did not come true are planned, and their pages written, again."""
+        self.num_scheduled = self.num_computed
+        self.num_rollbacks += 1
+        self.is_drafted_over = True
 
     def _take_turn(self, turn: Turn) -> tuple[int, ...]:
         """Forced tokens, as far as the output may go. Those that steps under way will give are known with them."""
         forced = turn.forced[: self.max_tokens - self.num_outputs]
         self.ids.extend(forced)
-        self.num_pending = max(0, self.num_pending - len(forced))
         self.is_complete = turn.ends and len(forced) == len(turn.forced)
         self.likely = len(self.ids), turn.likely
         return forced

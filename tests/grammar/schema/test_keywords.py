@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import jsonschema
+import jsonschema  # type: ignore[import-untyped]  # it has no types
 import pytest
 
 from tests.grammar.schema.acceptance import accepts
@@ -207,6 +207,11 @@ CASES: dict[str, tuple[Any, list[Any], list[Any]]] = {
         ["ab", "c", ""],
     ),
     "not": ({"type": ["string", "integer"], "not": {"enum": ["a", 5]}}, ["b", 4, 6, ""], ["a", 5, None]),
+    "not of what the bounds leave out anyway": (
+        {"type": "number", "minimum": 0, "maximum": 3, "not": {"enum": [-1, 2, 5]}},
+        [0, 1.5, 2.5, 3],
+        [-1, 2, 2.0, 5, 3.5, 4],
+    ),
     "not required": ({"type": "object", "not": {"required": ["a"]}}, [{}, {"b": 1}], [{"a": 1}, {"b": 1, "a": 1}]),
     "not a type": ({"not": {"type": "object"}}, [1, "x", [], [{}]], [{}, {"a": 1}]),
     "if": (

@@ -129,7 +129,7 @@ def test_multiples(unit: str) -> None:
 def test_multiples_that_the_last_digits_do_not_tell() -> None:
     assert multiple_text(Decimal(7), has_point=False) is None
     bounded = Number(low=Decimal(10), high=Decimal(30), multiples=(Decimal(7),))
-    assert finite_choices(bounded) == (14, 21, 28)
+    assert finite_choices(bounded) == tuple(map(Decimal, (14, 21, 28)))
 
 
 def test_intersection_and_complement_agree_with_membership() -> None:

@@ -163,9 +163,7 @@ def test_what_is_not_enforced_is_left_out_where_that_is_allowed() -> None:
         },
     }
     warned = plan(schema, on_unsupported="warn")
-    assert [warning.split(":")[0] for warning in warned.warnings] == ["/properties/a", "/properties/b"] or len(
-        warned.warnings
-    ) == 2
+    assert sorted(warning.partition(":")[0] for warning in warned.warnings) == ["/properties/a", "/properties/b"]
     assert plan(schema, on_unsupported="ignore").warnings == ()
     assert accepts(schema, {"a": ["x", "x"], "b": "q"}, on_unsupported="warn")
     assert not accepts(schema, {"a": [1]}, on_unsupported="warn")
@@ -263,6 +261,7 @@ BOUNDED: dict[str, tuple[str, str]] = {
         ),
         "max_alternatives",
     ),
+    "first items": (json.dumps({"prefixItems": [{"type": "integer"}] * 2_000}), "max_depth"),
     "chain of references": (
         json.dumps(
             {

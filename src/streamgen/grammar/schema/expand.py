@@ -176,6 +176,9 @@ class Expander:
             return ()
         if len(goal) == 1:
             return self._negative(-goal[0]) if goal[0] < 0 else self._positive(self.document.place(goal[0]))
+        known = self._expanded.get(goal[:-1])
+        if known is not None:
+            return self.meet(known, self.expand(goal[-1:]))
         return self._all_of(ANYTHING, ((number,) for number in goal))
 
     def meet(self, left: tuple[Atom, ...], right: tuple[Atom, ...]) -> tuple[Atom, ...]:

@@ -9,8 +9,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from streamgen.grammar.schema import language as lang
-from streamgen.grammar.schema.patterns import full_language, search_language
+from streamgen.grammar.schema.patterns import full_language
 
 if TYPE_CHECKING:
     from streamgen.grammar.schema.language import Language
@@ -35,10 +34,23 @@ _H16 = r"[0-9a-fA-F]{1,4}"
 _LS32 = rf"(?:{_H16}:{_H16}|{_IPV4})"
 
 _ATEXT = r"[a-zA-Z0-9!#$%&'*+/=?^_`{|}~-]"
-# Labels without a doubled hyphen: those have meanings of their own (punycode).
+# Labels without a doubled hyphen, which may mean punycode.
 _LABEL = r"[a-zA-Z0-9]+(?:-[a-zA-Z0-9]+)*"
 # Quoted local parts and address literals are missing.
 _EMAIL = rf"{_ATEXT}+(?:\.{_ATEXT}+)*@{_LABEL}(?:\.{_LABEL})*"
+
+
+def _label(length: int) -> str:
+    """A host's label of at most so many characters; two hyphens in the third and fourth place are for punycode."""
+    edge, inner = "[a-zA-Z0-9]", "[a-zA-Z0-9-]"
+    short = rf"{edge}(?:{inner}?{edge})?|{edge}{inner}{inner}{edge}"
+    return rf"(?:{short}|{edge}{inner}(?:{edge}{inner}|-{edge}){inner}{{0,{length - 5}}}{edge})"
+
+
+def _hostname() -> str:
+    """RFC 1123. Missing are names of many labels of which one is long: all must stay within 253 characters."""
+    return rf"{_label(63)}(?:\.{_label(63)}){{0,2}}|{_label(30)}(?:\.{_label(30)}){{0,7}}"
+
 
 _UNICODE = "\u00a0-\ud7ff\uf900-\ufdcf\ufdf0-\uffef\U00010000-\U0001fffd\U00020000-\U0002fffd\U00030000-\U0003fffd"
 
@@ -91,6 +103,7 @@ def _patterns() -> dict[str, str]:
         "duration": rf"P(?:{_DURATION_DATE}(?:{_DURATION_TIME})?|{_DURATION_TIME}|[0-9]{{1,9}}W)",
         "email": _EMAIL,
         "idn-email": _EMAIL.replace("a-zA-Z0-9", f"a-zA-Z0-9{_UNICODE}"),
+        "hostname": _hostname(),
         "ipv4": _IPV4,
         "ipv6": _ipv6(),
         "uuid": r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}",
@@ -107,9 +120,5 @@ def _patterns() -> dict[str, str]:
 @lru_cache(maxsize=64)
 def format_language(name: str) -> Language | None:
     """What the strings of a format are; None for a format that is an annotation."""
-    if name == "hostname":
-        too_long = search_language("[^.]{64}")
-        short = lang.repeat(lang.ANY_CHAR, 1, 253)
-        return lang.both(full_language(rf"{_LABEL}(?:\.{_LABEL})*"), lang.negate(too_long), short)
     pattern = _patterns().get(name)
     return None if pattern is None else full_language(pattern)

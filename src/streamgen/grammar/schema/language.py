@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from msgspec import Struct
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 LAST_CHAR = 0x10FFFF
 Ranges: TypeAlias = tuple[tuple[int, int], ...]
@@ -181,9 +181,19 @@ def both(*parts: Language) -> Language:
         return NEVER
     finite = next((part for part in flat if isinstance(part, Words)), None)
     if finite is not None:
-        rest = [part for part in flat if part is not finite]
-        return words(word for word in finite.words if all(matches(part, word) for part in rest))
+        tests = [_member_test(part) for part in flat if part is not finite]
+        return words(word for word in finite.words if all(test(word) for test in tests))
     return _both_infinite(flat)
+
+
+def _member_test(part: Language) -> Callable[[str], bool]:
+    """`matches` for many texts."""
+    if isinstance(part, Words):
+        return frozenset(part.words).__contains__
+    if isinstance(part, Not) and isinstance(part.part, Words):
+        excluded = frozenset(part.part.words)
+        return lambda text: text not in excluded
+    return lambda text: matches(part, text)
 
 
 def _both_infinite(flat: list[Language]) -> Language:

@@ -31,7 +31,7 @@ class SchemaLimits(Struct, frozen=True, kw_only=True):
     max_subschemas: int = 4_000
     max_alternatives: int = 400
     max_repeats: int = 5_000
-    max_states: int = 1_500
+    max_states: int = 4_000
 
 
 def too_complex(what: str, bound: str, limit: int) -> NoReturn:

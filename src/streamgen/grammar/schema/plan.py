@@ -54,23 +54,21 @@ def plan_schema(
     while True:
         try:
             grammar = _grammar(text, limits, is_closed, frozenset(ignored))
+            warnings = tuple(ignored.values()) if on_unsupported == "warn" else ()
+            return _choose(grammar, backend, limits, warnings)
         except Unsupported as found:
             key = (found.pointer, found.keyword)
             if on_unsupported == "error" or key in ignored or len(ignored) >= MAX_IGNORED:
                 raise _refusal(found) from found
             ignored[key] = f"{found.pointer or '/'}: {found.keyword} is not enforced: {found.reason}"
-            continue
-        warnings = tuple(ignored.values()) if on_unsupported == "warn" else ()
-        return _choose(grammar, backend, limits, warnings)
+        except RecursionError:
+            too_complex("subschemas inside of each other", "max_depth", limits.max_depth)
 
 
 def _grammar(text: str, limits: SchemaLimits, is_closed: bool, ignored: frozenset[tuple[str, str]]) -> Grammar:
-    try:
-        document = Document(text, limits)
-        expander = Expander(document, is_closed=is_closed, ignored=ignored)
-        return Emitter(expander).emit(expander.goal(document.root))
-    except RecursionError:
-        too_complex("subschemas inside of each other", "max_depth", limits.max_depth)
+    document = Document(text, limits)
+    expander = Expander(document, is_closed=is_closed, ignored=ignored)
+    return Emitter(expander).emit(expander.goal(document.root))
 
 
 def _refusal(found: Unsupported) -> SchemaError:

@@ -63,9 +63,10 @@ def _pieces(number: Number) -> list[Number]:
         raise Unsupported(number.pointer, "not", f"more than {MAX_EXCLUDED} excluded numbers are not enforced")
     pieces = [Number(number.low, number.is_low_open, number.high, number.is_high_open, number.is_integer)]
     for value in sorted(number.excluded):
-        last = pieces.pop()
-        pieces.append(Number(last.low, last.is_low_open, value, True, last.is_integer))
-        pieces.append(Number(value, True, last.high, last.is_high_open, last.is_integer))
+        last = pieces[-1]
+        if (last.low is None or value >= last.low) and (last.high is None or value <= last.high):
+            below = Number(last.low, last.is_low_open, value, True, last.is_integer)
+            pieces[-1:] = [below, Number(value, True, last.high, last.is_high_open, last.is_integer)]
     return [piece for piece in pieces if not _is_inverted(piece)]
 
 

@@ -123,7 +123,7 @@ class FastForward:
             self._offer(group, number)
         for sequence, start in zip(running, starts, strict=True):
             self._compute(sequence, start + count)
-            sequence.num_scheduled, sequence.num_pending = start + count, 0
+            sequence.num_scheduled = start + count
         self._count(len(running) * count, running[0].share)
         self._plan_next(count, len(running))
         self._offer(groups[count % self._size], count)

@@ -121,7 +121,8 @@ class HashModel:
             return (token,)
         tokens = tuple([draw(self._state(slot, p), slot.begin, p) for p in range(end - samples, end)])
         kept = count_agreeing(tuple(drafts[1 - samples :]), tokens)
-        slot.ids[end - samples + kept + 1 :] = (tokens[kept],)
+        # A plan that is under way already may go on behind all drafts; what it reads does not matter.
+        slot.ids[end - samples + kept + 1 :] = (tokens[kept],) + (0,) * (samples - 1 - kept)
         return tokens
 
     def _decode(self, slot: _Slot, position: int) -> tuple[int, ...]:
