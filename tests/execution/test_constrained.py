@@ -241,11 +241,11 @@ def test_preemption_in_the_middle_of_a_value(model: Model, depth: int) -> None:
 
 
 def test_likely_tokens_are_drafted_and_most_come_true(model: Model) -> None:
-    requests = [request(n, "short", max_tokens=70) for n in range(1, 5)]
+    requests = [request(n, "short", max_tokens=70) for n in range(1, 3)]
     outputs, finishes, stats = run_counting(model.runner(), requests)
     assert check_obeyed(model, requests, outputs, finishes) > 0
     assert 0 < stats.accepted_tokens <= stats.drafted_tokens
-    plain = [request(n, "short", max_tokens=70, sampling={"logprobs": 0}) for n in range(1, 5)]
+    plain = [request(n, "short", max_tokens=70, sampling={"logprobs": 0}) for n in range(1, 3)]
     assert run(model.runner(), plain) == (outputs, finishes), "with no runs either"
 
 

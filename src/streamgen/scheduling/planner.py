@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 MIN_GUEST_ROWS = 16  # rows that others keep in a step in which a less served tenant computes a prompt ...
 GUEST_PART = 4  # ... or as many as that tenant's divided by this, where that is more
+MAX_GUESSING = 2  # sequences that decode: with more, rows cost what tokens do, and those that are wrong are lost
 MIN_SHARED_ROWS = 64  # of a step while several tenants have something open ...
 SHARED_PART = 4  # ... or what a step may have divided by this, where that is more
 
@@ -124,7 +125,8 @@ class Planner:
         if not has_place and not self._make_room(sequence, end, step):
             self._batch.preempt(sequence, step, bars_starts=True)
             return
-        proposals = self._propose(sequence, step.room(sequence)) if self._drafter or sequence.likely[1] else ()
+        guesses = bool(sequence.likely[1]) and len(self._batch.decoding) <= MAX_GUESSING
+        proposals = self._propose(sequence, step.room(sequence)) if self._drafter or guesses else ()
         pages = () if has_place and not proposals else self._cache.extend(sequence, end + len(proposals))
         step.add(sequence.plan_decode(pages, proposals))
 
