@@ -115,7 +115,7 @@ def measure_vocabulary(model: str, *, states: int, rounds: int) -> None:
     plain = time.perf_counter() - start
     print(
         f"\n{Path(model).name}: {vocabulary.vocab_size:,} tokens, trie of {trie.num_nodes:,} nodes, "
-        f"{trie.bytes / 1e6:.1f} MB, made in {seconds * 1e3:.1f} ms, first table in {plain * 1e3:.2f} ms"
+        f"{trie.num_bytes / 1e6:.1f} MB, made in {seconds * 1e3:.1f} ms, first table in {plain * 1e3:.2f} ms"
     )
     print(f"  {'':32} states{'first':>10}{'slowest':>10}{'later':>10}{'slowest':>10}  microseconds")
     for name, grammar in grammars.items():

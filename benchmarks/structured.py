@@ -1,13 +1,13 @@
 """What a grammar costs a batch: eight streams with and without a schema, in turns, beside llama.cpp's server.
 
-python benchmarks/structured.py [MODEL] [--rounds 3] [--streams 8] [--tokens 160] [--peer-root FOLDER] [--name structured]
+python benchmarks/structured.py [MODEL] [--rounds 3] [--streams 8] [--tokens 160] [--peer-root FOLDER] [--name NAME]
 
 free     the same prompts, the same number of tokens, nothing to obey
 cold     the first requests with a schema that the engine has never seen
 warm     the same schema again: every token mask has been made
 
-Two schemas: a list without bounds, which becomes an automaton, and one of exactly 60 items, which llguidance serves. What
-is counted came while all streams ran; characters too, since what a grammar forces makes text cheaper, not tokens.
+Two schemas: a list without bounds, which becomes an automaton, and one of exactly 60 items, which llguidance serves.
+What is counted came while all streams ran; characters too, since what a grammar forces makes text cheaper, not tokens.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "list": {"type": "array", "items": ITEM},
     "60 items": {"type": "array", "items": ITEM, "minItems": 60, "maxItems": 60},
 }
-GOODS = ("apples", "cheese", "olive oil", "rice", "green tea", "tomatoes", "honey", "flour", "eggs", "soap", "salt", "milk")
+GOODS = tuple("apples cheese oil rice tea tomatoes honey flour eggs soap salt milk".split())
 
 
 def prompt_of(index: int) -> list[dict[str, object]]:

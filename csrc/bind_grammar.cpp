@@ -76,10 +76,10 @@ void bind_trie_and_cache(nb::module_& m) {
           "tokens"_a, "tokens: bytes by id; b\"\" is never matched.")
       .def_prop_ro("vocab_size", &TokenTrie::vocab)
       .def_prop_ro("num_nodes", &TokenTrie::num_nodes)
-      .def_prop_ro("bytes", &TokenTrie::bytes);
+      .def_prop_ro("num_bytes", &TokenTrie::bytes);
   nb::class_<MaskCache>(m, "MaskCache", "Rows of any number of tables; those that were not used for longest go first.")
       .def(nb::init<int64_t>(), "max_bytes"_a)
-      .def_prop_ro("bytes", &MaskCache::bytes)
+      .def_prop_ro("num_bytes", &MaskCache::bytes)
       .def_prop_ro("num_rows", &MaskCache::num_rows);
 }
 
@@ -105,7 +105,7 @@ void bind_table(nb::module_& m) {
           "state 0 is the start, and every state reaches an accepting one.")
       .def_prop_ro("num_states", &MaskTable::num_states)
       .def_prop_ro("vocab_size", &MaskTable::vocab)
-      .def_prop_ro("bytes", &MaskTable::bytes, "Of the table itself, its rows aside.")
+      .def_prop_ro("num_bytes", &MaskTable::bytes, "Of the table itself, its rows aside.")
       .def_prop_ro("is_spellable", &MaskTable::is_spellable, "Whether the tokens can spell any whole output.")
       .def(
           "next_state",

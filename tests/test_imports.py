@@ -69,7 +69,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine_base": BASE | HOST | {"actors", "request", "execution", "grammar", "values"},
     "session": BASE | HOST | {"request", "stream", "engine_base"},
     "mapping": BASE | HOST | {"request", "engine_base", "values"},
-    "engine": BASE | HOST | {"actors", "request", "stream", "engine_base", "session", "mapping", "compiled", "tool_loop"},
+    "engine": BASE
+    | HOST
+    | {"actors", "request", "stream", "engine_base", "session", "mapping", "compiled", "tool_loop"},
     "sync_mapping": BASE | HOST | {"request", "engine_base", "mapping"},
     "sync": BASE
     | HOST

@@ -214,7 +214,7 @@ async def test_bad_arguments(engine: sg.Engine) -> None:
         with pytest.raises(sg.InvalidRequest, match="concurrency: expected an integer >= 1"):
             engine.map(["a"], concurrency=count)  # type: ignore[arg-type]
     with pytest.raises(sg.InvalidRequest, match="did you mean 'max_tokens'"):
-        engine.map(["a"], max_token=3)  # type: ignore[call-arg]
+        engine.map(["a"], max_token=3)  # type: ignore[call-overload]
     with pytest.raises(sg.InvalidRequest, match="request_id"):
         engine.map(["a"], request_id="one")
     with pytest.raises(sg.EngineClosed):

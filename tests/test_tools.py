@@ -13,7 +13,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 import anyio
-import jsonschema  # type: ignore[import-untyped]  # it brings no types
+import jsonschema
 import msgspec
 import pydantic
 import pytest

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 class TokenTrie:
     """The tokens of a vocabulary as a trie of bytes."""
 
-    def __init__(self, tokens: list) -> None:
+    def __init__(self, tokens: list[bytes]) -> None:
         """tokens: bytes by id; b"" is never matched."""
 
     @property
@@ -13,7 +13,7 @@ class TokenTrie:
     @property
     def num_nodes(self) -> int: ...
     @property
-    def bytes(self) -> int: ...
+    def num_bytes(self) -> int: ...
 
 class MaskCache:
     """
@@ -22,7 +22,7 @@ class MaskCache:
 
     def __init__(self, max_bytes: int) -> None: ...
     @property
-    def bytes(self) -> int: ...
+    def num_bytes(self) -> int: ...
     @property
     def num_rows(self) -> int: ...
 
@@ -50,7 +50,7 @@ class MaskTable:
     @property
     def vocab_size(self) -> int: ...
     @property
-    def bytes(self) -> int:
+    def num_bytes(self) -> int:
         """Of the table itself, its rows aside."""
 
     @property

@@ -30,6 +30,9 @@ Said: TypeAlias = str | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 """What a turn adds: a user's text, a message, or several. With none (`[]`) the history as it is gets an answer."""
 
 
+ENDED_WELL = ("stop", "length", "tool_calls")
+
+
 class Turn:
     """One turn of a session, from its making until its reader has left it.
 
@@ -55,7 +58,7 @@ class Turn:
         """Its reader is through with it. It becomes history if it was read to its end, and ended by itself."""
         mailbox = self.submission.mailboxes[0]
         end = mailbox.end
-        is_kept = is_whole and not self.is_dropped and end is not None and end.finish_reason in ("stop", "length")
+        is_kept = is_whole and not self.is_dropped and end is not None and end.finish_reason in ENDED_WELL
         self._session._settle(self, self._said if is_kept else None)
 
 
@@ -204,7 +207,7 @@ class SessionBase:
             self._engine._unpin(self._name)
 
 
-class SessionStream(Stream[None]):
+class SessionStream(Stream[Any]):
     """The stream of one turn. Make one with `Session.stream`.
 
     The turn becomes part of the session's history when the stream is read to its end, or `final()` returns. A turn that
@@ -243,7 +246,7 @@ class SessionStream(Stream[None]):
             self._turn.end(is_whole=False)
             raise
 
-    async def final(self) -> Completion[None]:
+    async def final(self) -> Completion[Any]:
         """Wait for the end and return the whole. Raises as `Stream` does."""
         try:
             completion = await super().final()
@@ -273,24 +276,26 @@ class Session(SessionBase):
     those of the last turn until the session is closed or dropped.
     """
 
-    async def ask(self, said: Said, /, **fields: Unpack[RequestFields]) -> Completion[None]:
+    async def ask(self, said: Said, /, *, output: object = None, **fields: Unpack[RequestFields]) -> Completion[Any]:
         """One turn: the whole answer, which is then part of the history. `fields` as for `Engine.stream`.
 
         Raises:
             SessionBusy: another turn is under way.
             RequestError, AdmissionError, GenerationError, EngineFailed: the history is as it was before.
         """
-        async with self.stream(said, **fields) as stream:
+        async with self.stream(said, output=output, **fields) as stream:
             return await stream.final()
 
-    def stream(self, said: Said, /, **fields: Unpack[RequestFields]) -> SessionStream:
+    def stream(self, said: Said, /, *, output: object = None, **fields: Unpack[RequestFields]) -> SessionStream:
         """One turn, as it comes. It begins here: the session is busy until the stream is read, left or dropped.
 
         Raises:
             SessionBusy: another turn is under way.
             RequestError, EngineClosed, EngineFailed: as for `Engine.stream`.
         """
-        return SessionStream(self._engine, self._begin(said, fields))
+        return SessionStream(
+            self._engine, self._begin(said, fields if output is None else {"output": output, **fields})
+        )
 
     async def __aenter__(self) -> Self:
         """Nothing happens until the first turn."""

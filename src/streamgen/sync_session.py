@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from streamgen.session import Said, SessionBase, Turn
 from streamgen.sync import Stream
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from streamgen.request import RequestFields
 
 
-class SessionStream(Stream[None]):
+class SessionStream(Stream[Any]):
     """The stream of one turn: as its async namesake, for `with` and plain iteration."""
 
     def __init__(self, owner: object, turn: Turn) -> None:
@@ -49,7 +49,7 @@ class SessionStream(Stream[None]):
             self._turn.end(is_whole=False)
             raise
 
-    def final(self) -> Completion[None]:
+    def final(self) -> Completion[Any]:
         """Wait for the end and return the whole. Raises as `Stream` does."""
         try:
             completion = super().final()
@@ -74,14 +74,16 @@ class SessionStream(Stream[None]):
 class Session(SessionBase):
     """A conversation, as its async namesake. Make one with `sync.Engine.session`; threads may share it."""
 
-    def ask(self, said: Said, /, **fields: Unpack[RequestFields]) -> Completion[None]:
+    def ask(self, said: Said, /, *, output: object = None, **fields: Unpack[RequestFields]) -> Completion[Any]:
         """One turn: the whole answer, which is then part of the history. Raises as its async namesake."""
-        with self.stream(said, **fields) as stream:
+        with self.stream(said, output=output, **fields) as stream:
             return stream.final()
 
-    def stream(self, said: Said, /, **fields: Unpack[RequestFields]) -> SessionStream:
+    def stream(self, said: Said, /, *, output: object = None, **fields: Unpack[RequestFields]) -> SessionStream:
         """One turn, as it comes. It begins here: the session is busy until the stream is read, left or dropped."""
-        return SessionStream(self._engine, self._begin(said, fields))
+        return SessionStream(
+            self._engine, self._begin(said, fields if output is None else {"output": output, **fields})
+        )
 
     def __enter__(self) -> Self:
         """Nothing happens until the first turn."""

@@ -271,10 +271,10 @@ def test_masks_are_kept_within_bounds_and_go_with_their_table() -> None:
     a, masks = automaton(rf"(?:{STRING},){{3}}"), _cpu.MaskCache(4000)
     table = make_table(a, small(), masks)
     expected = [row_ids(table, state) for state in range(len(a.accepting))]
-    assert 0 < masks.num_rows < len(expected) and masks.bytes <= 4000
+    assert 0 < masks.num_rows < len(expected) and masks.num_bytes <= 4000
     assert [row_ids(table, state) for state in range(len(a.accepting))] == expected
     del table
-    assert (masks.num_rows, masks.bytes) == (0, 0)
+    assert (masks.num_rows, masks.num_bytes) == (0, 0)
 
 
 def test_a_cache_that_holds_nothing_still_serves() -> None:
@@ -311,7 +311,7 @@ def test_many_readers_of_a_cache_that_is_far_too_small() -> None:
     for thread in threads:
         thread.join()
     assert not failures
-    assert masks.bytes <= 2500
+    assert masks.num_bytes <= 2500
 
 
 def test_wrong_automata_and_tokens_are_refused() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import random
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable
 
 NAMES = ("name", "größe", "価格", "count", "is open", "a/b", 'quo"te', "tags", "🚲")
 
@@ -30,7 +33,8 @@ def _object(rng: random.Random, depth: int) -> dict[str, Any]:
 
 def _array(rng: random.Random, depth: int) -> dict[str, Any]:
     low = rng.randint(0, 2)
-    return {"type": "array", "items": random_schema(rng, depth + 1), "minItems": low, "maxItems": low + rng.randint(0, 2)}
+    high = low + rng.randint(0, 2)
+    return {"type": "array", "items": random_schema(rng, depth + 1), "minItems": low, "maxItems": high}
 
 
 def _union(rng: random.Random, depth: int) -> dict[str, Any]:
@@ -63,7 +67,7 @@ def _format(rng: random.Random, depth: int) -> dict[str, Any]:
     return {"type": "string", "format": rng.choice(["date", "date-time", "uuid", "ipv4"])}
 
 
-_MAKERS = {
+_MAKERS: dict[str, Callable[[random.Random, int], dict[str, Any]]] = {
     "object": _object,
     "array": _array,
     "union": _union,

@@ -222,7 +222,7 @@ def test_a_template_without_tools_has_them_described_in_the_system_message() -> 
     formats = OutputFormats(qwen(), "{{ messages }}")
     assert formats.parts((1,), TOOLS, "auto") == OutputParts(calls=True)
     call = {"id": "c", "type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
-    chat = [
+    chat: list[dict[str, Any]] = [
         {"role": "system", "content": "Be kind."},
         {"role": "user", "content": "1 and 1?"},
         {"role": "assistant", "content": "", "tool_calls": [call]},

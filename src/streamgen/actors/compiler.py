@@ -125,7 +125,7 @@ class CompilerActor(Actor[Compile | Cancel | Compiled]):
         self._make_worker = make_worker
         self._worker: RunsCalls | None = None
         self._clock = clock
-        self._tickets: dict[int, Ticket] = {}  # of requests that wait
+        self._tickets: dict[int, Ticket[CompiledGrammar]] = {}  # of requests that wait
         self._keys: dict[int, str] = {}  # of the grammars that requests use
         self._uses: Counter[str] = Counter()
 

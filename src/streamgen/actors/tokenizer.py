@@ -130,9 +130,9 @@ class PromptEncoder:
             return submit.ids
         if submit.text is not None:
             return self.encode_text(submit.text, add_bos=True)
-        chat, arguments = submit.chat or (), dict[str, Any]()
-        if self._formats is not None:
-            chat, arguments = self._formats.prepare_chat(chat, submit.tools, submit.tool_choice)
+        if self._formats is None:
+            return self._encode_chat(submit.chat or (), submit.known)
+        chat, arguments = self._formats.prepare_chat(submit.chat or (), submit.tools, submit.tool_choice)
         return self._encode_chat(chat, submit.known, **arguments)
 
     def _encode_chat(

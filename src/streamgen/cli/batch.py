@@ -89,7 +89,9 @@ class _Batch:
             return request.refusal
         prompt = as_prompt(request, system=self._options.system, templated=templated)
         try:
-            return await engine.generate(prompt, **{**self._options.sampling, **request.sampling})
+            fields = {**self._options.sampling, **request.sampling}
+            answer: Completion[None] = await engine.generate(prompt, **fields)
+            return answer
         except StreamgenError as error:
             return error
 

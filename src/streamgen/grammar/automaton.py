@@ -93,7 +93,7 @@ def _representatives(pattern: Pattern) -> NDArray[np.int64]:
 
 
 def _index(rust: str, columns: NDArray[np.int64]) -> Any:
-    from outlines_core import Index, Vocabulary  # type: ignore[import-untyped]  # it has no types
+    from outlines_core import Index, Vocabulary
 
     first_bytes = np.unique(columns, return_index=True)[1]
     vocabulary = Vocabulary(_UNUSED_EOS, {bytes([byte]): [column] for column, byte in enumerate(first_bytes)})

@@ -41,7 +41,7 @@ class SchemaSource(Struct, frozen=True, kw_only=True, tag="schema"):
 
 
 class CfgSource(Struct, frozen=True, kw_only=True, tag="cfg"):
-    """The output is derived from `start` ("lark", as llguidance reads it) or `root` ("gbnf", as llama.cpp writes it)."""
+    """The output is derived from `start` ("lark", as llguidance reads it) or `root` ("gbnf", as llama.cpp has it)."""
 
     text: str
     syntax: str = "lark"

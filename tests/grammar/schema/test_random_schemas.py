@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import hypothesis
-import jsonschema  # type: ignore[import-untyped]  # it has no types
+import jsonschema
 import pytest
 from hypothesis import strategies as st
 from hypothesis_jsonschema import from_schema
