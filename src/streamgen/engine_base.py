@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Never
 
 from msgspec import structs
 
+from streamgen.actors.call import Call
 from streamgen.actors.recorder import Recorder
-from streamgen.actors.supervisor import TAKES_REQUESTS, Call, EngineThread
+from streamgen.actors.supervisor import TAKES_REQUESTS, EngineThread
 from streamgen.actors.world import RealWorld
 from streamgen.config import EngineOptions, EngineState, LoadProgress, MemoryPlan, make_options
 from streamgen.errors import ConfigError, EngineClosed, InvalidRequest, NotSupported

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.lowlevel
 import pytest
+from msgspec import Struct
 
 import streamgen as sg
 from streamgen.testing import FakeEngine, FakeRequest, Reply, VirtualClock
@@ -354,3 +355,31 @@ def test_the_package_says_what_it_has() -> None:
     name: Any = "nothing"
     with pytest.raises(AttributeError, match="nothing"):
         getattr(testing, name)
+
+
+class Amount(Struct):
+    quantity: int
+
+
+async def test_replies_are_read_as_the_output_type() -> None:
+    async with FakeEngine(['{"quantity": 3}', '{"quantity": "three"}', '[{"quantity": 1}, {"quantity": 2}]']) as engine:
+        assert (await engine.generate("x", output=Amount)).parsed == Amount(3)
+        with pytest.raises(sg.OutputInvalid):
+            await engine.generate("x", output=Amount)
+        async with engine.stream("x", output=list[Amount]) as stream:
+            assert [item async for item in stream.items()] == [Amount(1), Amount(2)]
+
+
+async def test_a_tool_loop_over_scripted_calls() -> None:
+    def double(number: int) -> int:
+        """Twice a number."""
+        return 2 * number
+
+    script = ['{"name": "double", "arguments": {"number": 21}}', "It is 42."]
+    async with FakeEngine(script) as engine:
+        reply = await engine.run_tools([sg.user("twice 21?")], tools=[double])
+    assert (reply.text, reply.finish_reason) == ("It is 42.", "stop")
+    said = engine.requests[1].messages
+    assert said is not None
+    assert [message["role"] for message in said] == ["user", "assistant", "tool"]
+    assert said[2]["content"] == "42"

@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
 from streamgen.actors import deadlines
+from streamgen.actors.call import Call
 from streamgen.actors.compiler import Compile
 from streamgen.actors.core import Core
 from streamgen.actors.detokenizer import refused_end
@@ -50,27 +51,6 @@ RESTART_GRACE = 0.08  # seconds in which a restart saves requests that had no ou
 
 TAKES_REQUESTS = (EngineState.READY, EngineState.ASLEEP)
 _OPEN = (*TAKES_REQUESTS, EngineState.DRAINING)
-
-
-class Call(Generic[T]):
-    """A call that runs in a tokenizer thread; `done` is set when `result` can be had."""
-
-    def __init__(self) -> None:
-        self.done = Signal()
-        self._result: T | None = None
-        self._error: BaseException | None = None
-
-    def finish(self, result: T | None, error: BaseException | None) -> None:
-        """The outcome; only the first one counts."""
-        if not self.done.is_set():
-            self._result, self._error = result, error
-            self.done.set()
-
-    def result(self) -> T:
-        """What the call returned; raises what it raised."""
-        if self._error is not None:
-            raise self._error
-        return self._result  # type: ignore[return-value]  # set by finish
 
 
 class EngineThread:

@@ -22,6 +22,7 @@ from streamgen.scheduling.limits import Limits
 from streamgen.testing.clock import RealClock
 from streamgen.testing.script import Reply
 from streamgen.text.chat import normalize_messages
+from streamgen.text.parts import OutputFormats
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -74,9 +75,21 @@ class ByteTokenizer:
         """A token as text to show."""
         return _SPECIALS.get(token_id) or bytes([token_id]).decode("utf-8", "replace")
 
+    def token_id(self, text: str) -> int | None:
+        """The id of a special token."""
+        return next((token for token, literal in _SPECIALS.items() if literal == text), None)
+
     def is_special(self, token_id: int) -> bool:
         """Whether the token is left out of texts."""
         return token_id in _SPECIALS
+
+
+class ScriptedFormats(OutputFormats):
+    """A script says what it says, whatever grammar it should obey; a JSON object with name and arguments is a call."""
+
+    def grammar_use(self, *arguments: object) -> tuple[None, dict[str, Any]]:
+        """None."""
+        return None, {}
 
 
 class PlainTemplate:
@@ -214,10 +227,10 @@ class ScriptedModel:
     def __init__(self, limits: Limits, clock: VirtualClock | RealClock) -> None:
         self.processors = ReplyTable(clock)
         self.grammars: dict[str, Any] = {}
-        self.formats = None  # a script says what it says
         self.runner = ScriptedRunner(self.processors, clock)
         self.limits = limits
         self.tokenizer: Any = ByteTokenizer()
+        self.formats: Any = ScriptedFormats(self.tokenizer, "{{ messages }}")
         self.chat_template: Any = PlainTemplate()
         self.sampling_defaults = Sampling(temperature=0.0)
         self.config = Config(max_context=limits.max_context)
