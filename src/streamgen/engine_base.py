@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Never
 
 from msgspec import structs
 
-from streamgen.actors.call import Call
 from streamgen.actors.recorder import Recorder
 from streamgen.actors.supervisor import TAKES_REQUESTS, EngineThread
 from streamgen.actors.world import RealWorld
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from streamgen.actors.call import Call
     from streamgen.actors.compiler import CompiledGrammar
     from streamgen.actors.model import ModelOpener, OpenModel
     from streamgen.actors.routes import Owner
