@@ -233,6 +233,10 @@ class PlainFormats:
     def parts(self, *arguments: object) -> None:
         """Nothing is told apart."""
 
+    def prepare_chat(self, chat: Any, *arguments: object) -> tuple[Any, dict[str, Any]]:
+        """As it is."""
+        return chat, {}
+
     def grammar_use(self, output: Any, *arguments: object) -> tuple[Any, dict[str, Any]]:
         """The grammar, from the first token on."""
         return output, {}
