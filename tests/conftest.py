@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -28,6 +33,14 @@ def demo_model_path() -> Path:
     if not path.is_file():
         pytest.skip("needs the demo model: run `streamgen pull demo`")
     return path
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _small_heap() -> Iterator[None]:
+    """Many tests collect garbage, and what earlier modules have imported and cached need not be looked at each time."""
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(params=["asyncio", "trio"])
