@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis  # noqa: F401  # before trio is: later it warns of trio, and warnings are errors
 import pytest
 
 if TYPE_CHECKING:
