@@ -229,8 +229,9 @@ class ScriptedModel:
         self.grammars: dict[str, Any] = {}
         self.runner = ScriptedRunner(self.processors, clock)
         self.limits = limits
-        self.tokenizer: Any = ByteTokenizer()
-        self.formats: Any = ScriptedFormats(self.tokenizer, "{{ messages }}")
+        tokenizer: Any = ByteTokenizer()
+        self.tokenizer = tokenizer
+        self.formats: Any = ScriptedFormats(tokenizer, "{{ messages }}")
         self.chat_template: Any = PlainTemplate()
         self.sampling_defaults = Sampling(temperature=0.0)
         self.config = Config(max_context=limits.max_context)
