@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class Call(Generic[T]):
-    """A call that runs in a tokenizer thread; `done` is set when `result` can be had."""
+    """What a host waits for; `done` is set when `result` can be had."""
 
     def __init__(self) -> None:
         self.done = Signal()

@@ -173,13 +173,12 @@ class CompilerActor(Actor[Compile | Cancel | Compiled]):
 
     def _answer(self, message: Compile, key: str, found: CompiledGrammar | StreamgenError) -> None:
         request_id = message.request_id
+        if request_id is not None:
+            self._tickets.pop(request_id, None)
         if isinstance(found, StreamgenError):
-            if request_id is not None:
-                self._tickets.pop(request_id, None)
             message.answer(key, None, found)
             return
         if request_id is not None:
-            self._tickets.pop(request_id, None)
             self._keys[request_id] = key
             self._uses[key] += 1
             self._table[key] = found.tokens

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import anyio
 
     from streamgen.actors.actor import Actor
-    from streamgen.actors.compiler import Compile
     from streamgen.actors.detokenizer import Routes
     from streamgen.actors.model import OpenModel
     from streamgen.actors.world import World
@@ -122,10 +121,6 @@ class Core:
     def post(self, message: Submit | Cancel) -> None:
         """A request, or the end of one: what a request's own messages may not overtake."""
         self.tokenizer.post(message)
-
-    def compile(self, message: Compile) -> None:
-        """Have a grammar compiled for somebody who has no request."""
-        self.compiler.post(message)
 
     def post_aside(self, message: Resume | Unpin) -> None:
         """What needs no place behind a request's submission."""

@@ -455,7 +455,7 @@ class EngineThread:
             call.finish(grammar, error)
 
         if self._core is not None:  # else closing has given the call its end
-            self._core.compile(Compile(source=source, answer=answer))
+            self._core.compiler.post(Compile(source=source, answer=answer))
 
     def _forget(self, number: int) -> None:
         """A request has ended: what it has in the model's tables goes."""
