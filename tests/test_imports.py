@@ -50,7 +50,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "hub_download": BASE | {"hub_models"},
     "hub": BASE | {"hub_download", "hub_models"},
     "scheduling": BASE,
-    "grammar": BASE,
+    "child_process": set(),
+    "grammar": BASE | {"child_process"},
     "text": BASE | {"grammar"},
     "mailbox": BASE,
     "prompt": BASE | {"text"},
@@ -82,7 +83,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": BASE | {"quantization", "checkpoints"},
     "checkpoints": BASE | {"quantization", "models"},
     "backends": BASE | {"quantization", "models", "checkpoints"},
-    "execution": BASE | PURE | DEVICE | {"hub", "hub_models"},
+    "execution": BASE | PURE | DEVICE | {"hub", "hub_models", "child_process"},
     "__init__": BASE | HOST | FRONT,
 }
 

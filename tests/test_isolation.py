@@ -166,19 +166,20 @@ async def test_it_falls_while_the_engine_drains(stories: Path, how: signal.Signa
 
 @BOTH
 async def test_it_falls_while_it_loads(stories: Path, how: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    from streamgen import child_process
     from streamgen.execution import child
 
     expected = await expected_of(stories, 1)
-    start, started = child._start, []
+    start, started = child_process.start_python, []
 
-    def start_and_strike(fd: int) -> Any:
-        process = start(fd)
+    def start_and_strike(*arguments: Any) -> Any:
+        process = start(*arguments)
         started.append(process.pid)
         if len(started) == 1:
             os.kill(process.pid, how)
         return process
 
-    monkeypatch.setattr(child, "_start", start_and_strike)
+    monkeypatch.setattr(child, "start_python", start_and_strike)
     async with engine(stories) as opened:
         assert await ask_all(opened, 1) == expected
     assert len(started) == 2

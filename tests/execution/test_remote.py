@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import streamgen
+from streamgen import child_process
 from streamgen.config import LoadProgress, make_options
 from streamgen.errors import ConfigError, LoadError, ModelNotFound
 from streamgen.execution import child as child_module
@@ -418,16 +419,16 @@ def test_progress_comes_in_the_thread_that_opens(stories: Path) -> None:
 
 def test_a_child_that_dies_while_it_loads_is_replaced(stories: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[int] = []
-    start = child_module._start
+    start = child_process.start_python
 
-    def start_and_kill(fd: int) -> Any:
-        process = start(fd)
+    def start_and_kill(*arguments: Any) -> Any:
+        process = start(*arguments)
         started.append(process.pid)
         if len(started) == 1:
             process.kill()
         return process
 
-    monkeypatch.setattr(child_module, "_start", start_and_kill)
+    monkeypatch.setattr(child_module, "start_python", start_and_kill)
     model = open_stories(stories)
     assert len(started) == 2 and model.runner.pid == started[1]
     model.close()
@@ -435,14 +436,14 @@ def test_a_child_that_dies_while_it_loads_is_replaced(stories: Path, monkeypatch
 
 def stop_at_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every child hangs from its first moment."""
-    start = child_module._start
+    start = child_process.start_python
 
-    def start_and_stop(fd: int) -> Any:
-        process = start(fd)
+    def start_and_stop(*arguments: Any) -> Any:
+        process = start(*arguments)
         os.kill(process.pid, signal.SIGSTOP)
         return process
 
-    monkeypatch.setattr(child_module, "_start", start_and_stop)
+    monkeypatch.setattr(child_module, "start_python", start_and_stop)
 
 
 def test_a_silent_child_is_replaced_and_finally_refused(stories: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,15 +7,13 @@ ends within milliseconds when the host does, whatever it is doing then.
 from __future__ import annotations
 
 import ctypes
-import os
-import select
 import signal
 import socket
 import sys
-import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING, Never
+from typing import TYPE_CHECKING
 
+from streamgen.child_process import end_with_host
 from streamgen.errors import StreamgenError
 from streamgen.execution.model import load_runner
 from streamgen.execution.remote_grammars import GrammarReceiver
@@ -52,7 +50,7 @@ def main(arguments: list[str]) -> None:
     sock = socket.socket(fileno=fd)
     sock.set_inheritable(False)
     _die_with_host()
-    threading.Thread(target=_end_with, args=(host, fd), name="lifeline", daemon=True).start()
+    end_with_host(host, fd)
     connection: Connection[ToChild] = Connection(sock, ToChild)
     try:
         _serve(connection)
@@ -67,20 +65,6 @@ def _die_with_host() -> None:
     """
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
-
-
-def _end_with(host: int, fd: int) -> Never:
-    """Wait until the host is gone, then end: with no clean-up, as a step may be under way for minutes.
-
-    Its process is watched besides the socket, since a fork of the host may hold the other end open.
-    """
-    poll = select.poll()
-    poll.register(fd, getattr(select, "POLLRDHUP", 0))  # a hang-up is told in any case
-    with suppress(AttributeError, OSError):  # no such call, or the host is gone: then so is its end of the socket
-        poll.register(os.pidfd_open(host), select.POLLIN)
-    if os.getppid() == host:
-        poll.poll()
-    os._exit(0)
 
 
 def _serve(connection: Connection[ToChild]) -> None:

@@ -7,28 +7,25 @@ come for a while.
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from streamgen.child_process import signal_name, start_python
 from streamgen.errors import EngineClosed, SchemaError, SchemaTooComplex
 from streamgen.grammar.bounds import DEFAULT_LIMITS
 from streamgen.grammar.child_frames import Compile, Compiled, Frames, FromChild, OtherSideGone, Refused
 from streamgen.grammar.compiler import load_grammar
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from streamgen.grammar.bounds import CompileLimits
     from streamgen.grammar.grammar import Grammar
     from streamgen.grammar.source import GrammarSource
 
 IDLE_SECONDS = 60.0
+_ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 _START_SECONDS = 60.0  # of a slow disk and a busy machine; usually one
 _EXIT_SECONDS = 5.0
 
@@ -149,7 +146,13 @@ class _Process:
     def __init__(self, idle_seconds: float) -> None:
         ours, theirs = socket.socketpair()
         try:
-            self._process = _start(theirs.fileno(), idle_seconds)
+            self._process = start_python(
+                "streamgen.grammar.child_main",
+                theirs.fileno(),
+                str(idle_seconds),
+                stderr=subprocess.DEVNULL,  # where libraries write before they end their process
+                variables=_ONE_THREAD,
+            )
         except OSError as error:
             ours.close()
             raise SchemaError(f"output: the compiler's process cannot be started: {error}") from error
@@ -175,34 +178,5 @@ class _Process:
             return self._process.wait(_EXIT_SECONDS)
 
 
-def _start(fd: int, idle_seconds: float) -> subprocess.Popen[bytes]:
-    """A new interpreter, without the host's state, and with -P without its working directory in the path."""
-    if not sys.executable:
-        raise OSError("sys.executable is empty: the host is no Python interpreter that could be started again")
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", "streamgen.grammar.child_main", str(fd), str(os.getpid()), str(idle_seconds)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,  # where libraries write before they end their process
-        pass_fds=(fd,),
-        start_new_session=True,  # a terminal's Ctrl-C is for the host
-        env=_environment(os.environ),
-    )
-
-
-def _environment(host: Mapping[str, str]) -> dict[str, str]:
-    """The host's, with a path on which the child finds what the host found, and no threads that nobody needs."""
-    package = str(Path(__file__).resolve().parents[2])
-    path = [str(Path(entry).resolve()) for entry in sys.path if entry]
-    if package not in path:
-        path.append(package)
-    return {**host, "PYTHONPATH": os.pathsep.join(path), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-
-
 def _words(status: int) -> str:
-    if status >= 0:
-        return f"status {status}"
-    try:
-        return signal.Signals(-status).name
-    except ValueError:
-        return f"signal {-status}"
+    return f"status {status}" if status >= 0 else signal_name(-status)

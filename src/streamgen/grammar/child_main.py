@@ -9,15 +9,14 @@ from __future__ import annotations
 import math
 import os
 import resource
-import select
 import socket
 import sys
-import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Never
+from typing import TYPE_CHECKING
 
+from streamgen.child_process import end_with_host
 from streamgen.errors import SchemaError, SchemaTooComplex
 from streamgen.grammar.child_frames import Compile, Compiled, Frames, OtherSideGone, Ready, Refused
 from streamgen.grammar.compiler import compile_source
@@ -31,7 +30,7 @@ def main(arguments: list[str]) -> None:
     fd, host, idle_seconds = int(arguments[0]), int(arguments[1]), float(arguments[2])
     sock = socket.socket(fileno=fd)
     sock.set_inheritable(False)
-    threading.Thread(target=_end_with, args=(host, fd), name="lifeline", daemon=True).start()
+    end_with_host(host, fd)
     with suppress(OtherSideGone, TimeoutError):
         _serve(Frames(sock, Compile), idle_seconds)
 
@@ -90,20 +89,6 @@ def _virtual_bytes() -> int:
         return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return 0
-
-
-def _end_with(host: int, fd: int) -> Never:
-    """Wait until the host is gone, then end, whatever is being compiled.
-
-    Its process is watched besides the socket, since a fork of the host may hold the other end open.
-    """
-    poll = select.poll()
-    poll.register(fd, getattr(select, "POLLRDHUP", 0))  # a hang-up is told in any case
-    with suppress(AttributeError, OSError):  # no such call, or the host is gone: then so is its end of the socket
-        poll.register(os.pidfd_open(host), select.POLLIN)
-    if os.getppid() == host:
-        poll.poll()
-    os._exit(0)
 
 
 if __name__ == "__main__":
