@@ -239,16 +239,15 @@ def test_a_dump_is_the_grammar_again() -> None:
     assert allowed(loaded.bind(VOCABULARY).start()) == allowed(grammar.bind(VOCABULARY).start())
 
 
-def test_it_may_be_prepared() -> None:
+def test_its_tokenizer_lives_no_longer_than_its_vocabulary() -> None:
     from streamgen.grammar import llguidance
 
     vocabulary = GrammarVocabulary(TOKENS, STOPS, vocab_size=300)
-    llguidance.prepare(vocabulary)
     assert llguidance._tokenizers.of(vocabulary).vocab_size == 300
     gone = weakref.ref(vocabulary)
     del vocabulary
     gc.collect()
-    assert gone() is None, "it lives no longer than its vocabulary"
+    assert gone() is None
 
 
 def test_its_tokenizer_is_made_once_for_a_vocabulary() -> None:

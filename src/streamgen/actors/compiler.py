@@ -8,7 +8,7 @@ where the executor finds it, until the request has ended.
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, TypeAlias, assert_never
@@ -125,6 +125,8 @@ class CompilerActor(Actor[Compile | Cancel | Compiled]):
         self._make_worker = make_worker
         self._worker: RunsCalls | None = None
         self._clock = clock
+        self._queue: deque[tuple[str, GrammarSource]] = deque()
+        self._is_busy = False
         self._tickets: dict[int, Ticket[CompiledGrammar]] = {}  # of requests that wait
         self._keys: dict[int, str] = {}  # of the grammars that requests use
         self._uses: Counter[str] = Counter()
@@ -140,7 +142,9 @@ class CompilerActor(Actor[Compile | Cancel | Compiled]):
                     ticket.cancel()
                 self.release(message.request_id)
             case Compiled():
+                self._is_busy = False
                 self._cache.finished(message.key, message.grammar or message.error or SchemaError("nothing came of it"))
+                self._start_next()
             case _:
                 assert_never(message)
 
@@ -185,6 +189,18 @@ class CompilerActor(Actor[Compile | Cancel | Compiled]):
         message.answer(key, found, None)
 
     def _start(self, key: str, source: GrammarSource) -> None:
+        self._queue.append((key, source))
+        self._start_next()
+
+    def _start_next(self) -> None:
+        """One at a time, so that what nobody waits for any more when its turn comes is never compiled."""
+        while self._queue and not self._is_busy:
+            key, source = self._queue.popleft()
+            if not self._cache.drop(key):
+                self._submit(key, source)
+
+    def _submit(self, key: str, source: GrammarSource) -> None:
+        self._is_busy = True
         if self._worker is None:
             self._worker = self._make_worker()
         self._worker.submit(partial(self._compiler.compile, source), partial(self._compiled, key))

@@ -288,11 +288,6 @@ class _Tokenizers:
 _tokenizers = _Tokenizers()
 
 
-def prepare(vocabulary: GrammarVocabulary) -> None:
-    """Build now what binding to a vocabulary builds first: half a second for 150,000 tokens."""
-    _tokenizers.of(vocabulary)
-
-
 def _tokenizer(tokens: Sequence[bytes], stop_ids: Sequence[int]) -> Any:
     """Slices, which make masks inside strings fast, are added in a second step: the first holds the interpreter."""
     stops = list(stop_ids) or [next((number for number, token in enumerate(tokens) if not token), len(tokens) - 1)]
